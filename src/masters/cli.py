@@ -1,0 +1,258 @@
+"""The ``masters`` command: thin verbs over recipe, plan and run; errors become one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from masters.errors import MastersError
+from masters.plan import Plan, make_plan, read_plan
+from masters.recipe import load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distil a large vision-language model into a compact one.",
+)
+
+RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")]
+ProfileOpt = Annotated[
+    str | None, typer.Option("--profile", help="A YAML file or shipped profile laid over it.")
+]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, such as method.optimiser.lr=1e-6. Repeatable."),
+]
+OutOpt = Annotated[
+    Path | None, typer.Option("--out", help="Where stages go; runs/<recipe> if not given.")
+]
+JobsOpt = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Stages at the same time, instead of the recipe's."),
+]
+SeedsOpt = Annotated[int, typer.Option("--seeds", min=1, help="method.seed 0 .. N-1.")]
+
+DEMO = ("sft", "distill", "masters")
+
+
+def main() -> None:
+    """Runs the command line; exit code 1 with ``error: ...`` on stderr for what went wrong."""
+    try:
+        app(standalone_mode=True)
+    except MastersError as error:
+        if os.environ.get("MASTERS_DEBUG"):
+            raise
+        _stderr().print(
+            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _stderr().print("interrupted. Run the same command again; it goes on where it stopped")
+        sys.exit(130)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    resolved: Annotated[bool, typer.Option("--yaml", help="The resolved recipe instead.")] = False,
+) -> None:
+    """The stages as a tree: done, to do or drifted. Nothing is written."""
+    from masters.plan_view import plan_tree
+
+    made = _plan(recipe, profile, set_, out)
+    if as_json:
+        typer.echo(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
+    elif resolved:
+        typer.echo(made.as_json()["yaml"], nl=False)
+    else:
+        Console().print(plan_tree(made))
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+    until: Annotated[str | None, typer.Option(help="This stage and what it reads.")] = None,
+    only: Annotated[str | None, typer.Option(help="This stage alone.")] = None,
+) -> None:
+    """Does every stage that is not done, then writes the report."""
+    from masters.run import run_plan
+
+    made = _plan(recipe, profile, set_, out)
+    began = time.monotonic()
+    run_plan(made, until=until, only=only, jobs=jobs)
+    if until is None and only in (None, "report"):
+        _show_report([made], began)
+
+
+def _verb(kind: str, what: str) -> None:
+    """Adds the command that does one kind's stages with what they read."""
+
+    def verb(
+        recipe: RecipeArg,
+        profile: ProfileOpt = None,
+        set_: SetOpt = None,
+        out: OutOpt = None,
+        jobs: JobsOpt = None,
+    ) -> None:
+        from masters.run import run_plan
+
+        made = _plan(recipe, profile, set_, out)
+        names = [stage.name for stage in made.stages if stage.kind == kind]
+        if not names:
+            _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+            return
+        run_plan(made, until=names, jobs=jobs)
+
+    app.command(kind, help=f"{what}, with the stages that this needs.")(verb)
+
+
+_verb("mask", "Thresholds of the masked teachers")
+_verb("generate", "Responses of teachers and student")
+_verb("judge", "Accuracy rewards of the responses")
+_verb("score", "Reference log-probabilities of the responses")
+_verb("train", "Students (and tiny teachers)")
+_verb("evaluate", "Answers to held-out questions")
+
+
+@app.command()
+def report(
+    recipe: RecipeArg, profile: ProfileOpt = None, set_: SetOpt = None, out: OutOpt = None
+) -> None:
+    """report.html and report.json over what is evaluated."""
+    from masters.run import run_plan
+
+    made = _plan(recipe, profile, set_, out)
+    began = time.monotonic()
+    run_plan(made, only="report")
+    _show_report([made], began)
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes to compare.")],
+    seeds: SeedsOpt = 1,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+) -> None:
+    """Several recipes over shared stages, in one table."""
+    _compare(recipes, seeds, profile, set_ or [], out or Path("runs/compare"), jobs)
+
+
+@app.command()
+def demo(
+    seeds: SeedsOpt = 1,
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/demo"),
+    set_: SetOpt = None,
+    jobs: JobsOpt = None,
+) -> None:
+    """The whole method in minutes, on tiny models and rendered scenes."""
+    _compare(DEMO, seeds, "tiny", set_ or [], out, jobs)
+
+
+@app.command()
+def show(
+    stage: Annotated[
+        str, typer.Argument(help="A stage's name, such as generate/0-teacher/student.")
+    ],
+    question: Annotated[str, typer.Option("--question", help="The question's id.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Which recipe, where OUT holds several.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/demo"),
+) -> None:
+    """What exactly was asked and answered: prompt, ids, image, responses, rewards."""
+    from masters.show import show_question
+
+    show_question(_run_plan_with(stage, out, recipe), stage, question, Console())
+
+
+@app.command()
+def doctor(
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Hash every model of this output folder.")
+    ] = None,
+) -> None:
+    """What this machine and installation offer."""
+    from masters.doctor import print_doctor
+
+    print_doctor(Console(), verify)
+
+
+def _plan(
+    recipe: str, profile: str | None, overrides: Sequence[str] | None, out: Path | None
+) -> Plan:
+    loaded = load_recipe(recipe, profile, overrides or ())
+    return make_plan(loaded, out or Path("runs") / loaded.name)
+
+
+def _compare(
+    recipes: Sequence[str],
+    seeds: int,
+    profile: str | None,
+    overrides: Sequence[str],
+    out: Path,
+    jobs: int | None,
+) -> None:
+    from masters.run import run_plans
+
+    loaded = [load_recipe(recipe, profile, overrides) for recipe in dict.fromkeys(recipes)]
+    names = [recipe.name for recipe in loaded]
+    if len(set(names)) < len(names):
+        raise MastersError(f"two recipes share a name: {', '.join(names)}; rename one file")
+    plans = [make_plan(recipe, out, seed=seed) for recipe in loaded for seed in range(seeds)]
+    began = time.monotonic()
+    run_plans(plans, jobs=jobs)
+    _show_report(plans, began)
+
+
+def _show_report(plans: Sequence[Plan], began: float) -> None:
+    """The closing table, where the report is, and how long it took."""
+    from masters.run import REPORT
+
+    console = Console()
+    folder = plans[0].out / REPORT
+    path = folder / "report.json"
+    if path.is_file():
+        from masters.evaluation.report import terminal_table
+
+        console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
+        for name in ("report.html", "report.json"):
+            console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    console.print(f"{minutes} min {seconds} s", highlight=False)
+
+
+def _run_plan_with(stage: str, out: Path, recipe: str | None) -> Plan:
+    """The plan last run in ``out`` that has the stage; of the recipe, where one is named."""
+    pattern = f"{recipe}.plan.json" if recipe else "*.plan.json"
+    paths = sorted(out.glob(pattern))
+    if not paths:
+        raise MastersError(
+            f"{out}: holds no {pattern}; expected the output folder of a run (--out)"
+        )
+    plans = [read_plan(path) for path in paths]
+    return next((found for found in plans if stage in found.by_name), plans[0])
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)

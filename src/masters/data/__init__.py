@@ -1,0 +1,1 @@
+"""Torch-free nouns on disk: questions, images, tables of responses and rewards, rendered scenes."""

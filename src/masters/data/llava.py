@@ -1,0 +1,132 @@
+"""Questions from LLaVA-style conversations: one per answer, earlier turns as its history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from masters.data.bad_rows import BadRowError
+from masters.data.images import Images
+from masters.data.jsonl import unreadable
+from masters.data.questions import Question, Turn
+from masters.data.rows import Collector, OnBad, RowQuestions, build_question
+from masters.errors import DataError
+
+_HUMAN = frozenset({"human", "user"})
+_MODEL = frozenset({"gpt", "assistant"})
+
+
+def read_llava(
+    path: Path,
+    *,
+    images: Path | None = None,
+    limit: int | None = None,
+    on_bad: OnBad = "error",
+    need_label: bool = True,
+) -> RowQuestions:
+    """The questions of a JSON list of ``{"id", "image", "conversations": [{"from", "value"}]}``.
+
+    Turn ``t`` (from 0) of row ``id`` becomes the question ``<id>#<t>``. Rows without an image are
+    counted in ``skipped`` under "text-only".
+
+    Args:
+        path: the file.
+        images: what image paths are relative to; the file's own folder when None.
+        limit: take the first so many usable questions.
+        on_bad: stop at a bad row, or count and skip it; a bad turn ends its conversation.
+        need_label: whether a conversation that ends with an unanswered question is bad.
+
+    Raises:
+        DataError: the file cannot be read, a row is bad, or none is usable.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, "one JSON list of conversations") from error
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{path}: holds one {type(rows).__name__}; expected a JSON list of conversations. "
+            "For one object per line use `kind: jsonl`."
+        )
+    found = Images(path.parent if images is None else images)
+    collector = Collector(
+        where=path, images=found, limit=limit, on_bad=on_bad, need_label=need_label
+    )
+    for number, row in enumerate(rows, start=1):
+        if collector.full:
+            break
+        _take(collector, found, f"{path}: entry {number}", row)
+    return collector.finish()
+
+
+def _take(collector: Collector, images: Images, place: str, row: object) -> None:
+    if isinstance(row, dict) and row.get("image") in (None, "", []):
+        collector.leave_out("text-only")
+        return
+    identity = row.get("id") if isinstance(row, dict) else None
+    try:
+        turns, image = _exchanges(row), _one_image(row)
+    except BadRowError as bad:
+        collector.add(place, identity, partial(_refuse, bad))
+        return
+    history: tuple[Turn, ...] = ()
+    for index, (question, answer) in enumerate(turns):
+        fields = {"image": image, "question": question, "answer": answer}
+        name = None if identity is None else f"{identity}#{index}"
+        build = partial(build_question, fields, identity=name, images=images, history=history)
+        collector.add(place, name, build)
+        # What follows an empty turn would be asked about a conversation that never took place.
+        if answer is None or not answer.strip() or not question.strip():
+            return
+        history = (*history, Turn(question=question, answer=answer))
+
+
+def _refuse(bad: BadRowError) -> Question:
+    raise bad
+
+
+def _exchanges(row: object) -> list[tuple[str, str | None]]:
+    """(question, answer) in order; the answer is None where the conversation ends with a question.
+
+    Raises:
+        BadRowError: the turns do not alternate between a human and a model.
+    """
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise _bad_turns(f"conversations {str(turns)[:60]!r}")
+    said: list[str] = []
+    for index, turn in enumerate(turns):
+        speaker = turn.get("from") if isinstance(turn, Mapping) else None
+        text = turn.get("value") if isinstance(turn, Mapping) else None
+        if speaker not in (_MODEL if index % 2 else _HUMAN) or not isinstance(text, str):
+            raise _bad_turns(f"turn {index + 1} from {speaker!r}")
+        said.append(text if index % 2 else text.replace("<image>", " ").strip())
+    answers: list[str | None] = [*said[1::2]]
+    if len(said) % 2:
+        answers.append(None)
+    return list(zip(said[::2], answers, strict=True))
+
+
+def _bad_turns(got: str) -> BadRowError:
+    return BadRowError(
+        "turns out of order",
+        got=got,
+        expected='turns {"from", "value"} that alternate, "human" first and "gpt" second',
+        remedy="Correct the conversation",
+    )
+
+
+def _one_image(row: object) -> object:
+    image = row.get("image") if isinstance(row, dict) else None
+    if not isinstance(image, list):
+        return image
+    if len(image) == 1:
+        return image[0]
+    raise BadRowError(
+        "several images",
+        got=f"{len(image)} images",
+        expected="one image per conversation",
+        remedy="Remove the row",
+    )

@@ -1,0 +1,75 @@
+"""The noun everything starts from: one question about one image, with its label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One earlier exchange of a conversation, kept as history before the question."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about one image.
+
+    Args:
+        id: unique within its data set.
+        text: the question, without placeholders or prompt suffix.
+        image: where the image is: a path, or a generator's reference (``scene:<seed>``). None for a
+            text-only row.
+        label: the ground truth; None where the data has none. Only verifiers and judges read it,
+            except under recipes that train on labels.
+        training_label: the wording to train on when labels are worded in several ways; defaults to
+            ``label``.
+        choices: the options of a multiple-choice question, in order.
+        history: earlier turns about the same image.
+        kind: a category to report accuracy by.
+    """
+
+    id: str
+    text: str
+    image: str | None = None
+    label: str | None = None
+    training_label: str | None = None
+    choices: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = ()
+    kind: str = "all"
+    meta: dict[str, object] = field(default_factory=dict)
+
+
+class Questions(Protocol):
+    """A data set: an ordered, sized, indexable collection of questions that can open their images."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Question: ...
+
+    def __iter__(self) -> Iterator[Question]: ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """All question ids, in order."""
+        ...
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many source rows were left out, by reason."""
+        ...
+
+    def image(self, question: Question) -> Image | None:
+        """The question's image as RGB; raises DataError naming the question and file when broken."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest of the canonical question rows and the images' sizes."""
+        ...

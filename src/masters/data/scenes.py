@@ -1,0 +1,369 @@
+"""Rendered scenes: a 3x3 grid of coloured shapes with one question each, made on demand.
+
+Question ``i`` of a source is a pure function of (seed, i) and the source's settings: nothing is
+stored, and the same question looks the same on every machine. Every cell holds one shape at most
+and coincides with one merged visual token of the tiny models (48 pixels, patch 8, merge 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masters.data.questions import Question
+from masters.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Wording = Literal["word", "varied"]
+
+KINDS = ("colour", "shape", "count", "describe")
+COLOURS = {
+    "red": (222, 45, 38),
+    "green": (44, 160, 60),
+    "blue": (45, 90, 225),
+    "yellow": (245, 205, 40),
+    "purple": (150, 60, 190),
+    "black": (30, 30, 30),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+PLACES = tuple(f"{row} {col}" for row in ("top", "middle", "bottom") for col in
+               ("left", "centre", "right"))  # fmt: skip
+NUMBERS = ("zero", "one", "two", "three", "four")
+
+_BACKGROUND = (240, 238, 232)
+_COLOUR_NAMES = tuple(COLOURS)
+_QUESTIONS = {
+    "colour": "what colour is the shape at the {place}?",
+    "shape": "what shape is at the {place}?",
+    "count": "how many {things} are there?",
+    "describe": "describe the {place}.",
+}
+_WORDINGS = {
+    "colour": (
+        "{label}",
+        "it is {label}",
+        "the shape at the {place} is {label}",
+        "its colour is {label}",
+    ),
+    "shape": (
+        "{label}",
+        "it is a {label}",
+        "the shape at the {place} is a {label}",
+        "there is a {label} at the {place}",
+    ),
+    "count": (
+        "{label}",
+        "there {are} {label}",
+        "there {are} {label} {counted}",
+        "i can see {label} {counted}",
+    ),
+    "describe": (
+        "{label}",
+        "it is a {label}",
+        "the {place} shows a {label}",
+        "there is a {label} at the {place}",
+    ),
+}
+# What the content verifier takes for a different answer to a question of each kind.
+_ALTERNATIVES = {
+    "colour": _COLOUR_NAMES,
+    "shape": SHAPES,
+    "count": NUMBERS,
+    "describe": (*_COLOUR_NAMES, *SHAPES),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What one image shows and what is asked about it.
+
+    Args:
+        cells: for each of the 9 cells, row by row, (shape, colour) or None for an empty one.
+        kind: one of ``KINDS``.
+        fields: what fills the question's and the wordings' templates.
+        label: the answer in as few words as it takes.
+        wording: index into ``wordings(kind)`` of the training label.
+    """
+
+    cells: tuple[tuple[str, str] | None, ...]
+    kind: str
+    fields: dict[str, str]
+    label: str
+    wording: int
+
+
+class SceneQuestions:
+    """The questions of one scene source, rendered when they are asked for.
+
+    Args:
+        count: how many questions.
+        seed: sources with different seeds share no scene in practice.
+        wording: "word" trains on the label itself; "varied" draws ``training_label`` from several
+            valid wordings while ``label`` stays the bare answer.
+        kinds: the kinds asked, in turn (question i has kind i modulo their number), so that every
+            stretch is balanced; all of ``KINDS`` when None.
+        image: side of the picture in pixels; a multiple of 3, at least 24.
+
+    Raises:
+        DataError: for a count, kind, wording or image size that cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        seed: int,
+        wording: Wording = "word",
+        kinds: Sequence[str] | None = None,
+        image: int = 48,
+    ) -> None:
+        self._kinds = KINDS if kinds is None else tuple(kinds)
+        self._count, self._seed, self._wording, self._side = count, seed, wording, image
+        self._check()
+        self._ids = [f"scene-{seed}-{index}" for index in range(count)]
+
+    def _check(self) -> None:
+        where = f"scenes (seed {self._seed})"
+        if self._count < 1:
+            raise DataError(f"{where}: count is {self._count}; expected 1 or more. Raise it.")
+        unknown = [kind for kind in self._kinds if kind not in KINDS]
+        if unknown or not self._kinds or len(set(self._kinds)) < len(self._kinds):
+            raise DataError(
+                f"{where}: kinds are {list(self._kinds)}; expected different ones out of "
+                f"{', '.join(KINDS)}. Correct `kinds`, or leave it out for all of them."
+            )
+        if self._wording not in ("word", "varied"):
+            raise DataError(
+                f"{where}: wording is {self._wording!r}; expected 'word' or 'varied'. Use one."
+            )
+        if self._side < 24 or self._side % 3:
+            raise DataError(
+                f"{where}: image is {self._side} pixels; expected a multiple of 3 from 24 up, "
+                "because the grid has 3 cells a side. Use 48."
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Question:
+        if not -self._count <= index < self._count:
+            raise IndexError(f"scene {index} of {self._count}")
+        index %= self._count
+        scene = self.scene(index)
+        training_label = None
+        if self._wording == "varied":
+            training_label = _fill(wordings(scene.kind)[scene.wording], scene.label, scene.fields)
+        return Question(
+            id=self._ids[index],
+            text=_QUESTIONS[scene.kind].format(**scene.fields),
+            image=f"scene:{self._seed}:{index}",
+            label=scene.label,
+            training_label=training_label,
+            kind=scene.kind,
+            meta={"alternatives": _ALTERNATIVES[scene.kind]},
+        )
+
+    def __iter__(self) -> Iterator[Question]:
+        return (self[index] for index in range(self._count))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """All question ids, in order."""
+        return self._ids
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Always empty: no scene is ever left out."""
+        return {}
+
+    def scene(self, index: int) -> Scene:
+        """What question ``index`` shows and asks."""
+        return draw_scene(self._seed, index, self._kinds[index % len(self._kinds)])
+
+    def image(self, question: Question) -> Image:
+        """The scene of a question of this source as an RGB picture.
+
+        Raises:
+            DataError: the question's image is not a scene of this source.
+        """
+        from PIL import Image as PillowImage
+
+        return PillowImage.fromarray(self.pixels(self._index(question)))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """The scene of question ``index``: uint8 of shape [side, side, 3]."""
+        return render(self.scene(index).cells, self._seed, index, self._side)
+
+    def _index(self, question: Question) -> int:
+        head, _, index = (question.image or "").rpartition(":")
+        if head != f"scene:{self._seed}" or not index.isdigit() or int(index) >= self._count:
+            raise DataError(
+                f"question {question.id!r}: image is {question.image!r}; expected "
+                f"'scene:{self._seed}:<0 to {self._count - 1}>'. Open the source that made it."
+            )
+        return int(index)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the settings and of a probe of questions and pixels.
+
+        The rows follow from the settings and this file; the probe (the first 24 questions) makes
+        the digest move when the drawing or the sentences do.
+        """
+        settings = [self._count, self._seed, self._wording, self._kinds, self._side]
+        digest = hashlib.sha256(json.dumps(["scenes", *settings]).encode())
+        for index in range(min(24, self._count)):
+            question = self[index]
+            row = [question.id, question.text, question.label, question.training_label]
+            digest.update(json.dumps([*row, question.meta]).encode())
+            digest.update(self.pixels(index).tobytes())
+        digest.update(json.dumps(_WORDINGS).encode())
+        return digest.hexdigest()
+
+
+def wordings(kind: str) -> tuple[str, ...]:
+    """The templates a label of this kind is worded in; the first is the bare label."""
+    return _WORDINGS[kind]
+
+
+def scene_vocabulary() -> list[str]:
+    """Every question and every worded answer that scenes can have, to train a tokenizer on."""
+    sentences: dict[str, None] = {}
+    spots = [{"place": place} for place in PLACES]
+    pairs = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    asked = {"colour": _COLOUR_NAMES, "shape": SHAPES, "describe": tuple(pairs)}
+    for kind, labels in asked.items():
+        for fields in spots:
+            sentences[_QUESTIONS[kind].format(**fields)] = None
+            for template in wordings(kind):
+                sentences.update(dict.fromkeys(_fill(template, label, fields) for label in labels))
+    for colour in COLOURS:
+        for thing in ("shape", *SHAPES):
+            for number in range(len(NUMBERS)):
+                fields = _count_fields(number, colour, thing)
+                sentences[_QUESTIONS["count"].format(**fields)] = None
+                for template in wordings("count"):
+                    sentences[_fill(template, NUMBERS[number], fields)] = None
+    return list(sentences)
+
+
+def draw_scene(seed: int, index: int, kind: str) -> Scene:
+    """The scene and question of (seed, index, kind).
+
+    Counts asked are uniform over zero to four, and the number of occupied cells (4 to 8) is drawn
+    before them, so that neither "one" nor how full the grid is gives the answer away.
+    """
+    pick = _Picker("layout", seed, index, 64)
+    order = list(range(9))
+    for last in range(8, 0, -1):
+        other = pick(last + 1)
+        order[last], order[other] = order[other], order[last]
+    occupied = order[: 4 + pick(5)]
+    wording = pick(len(wordings(kind)))
+    cells: list[tuple[str, str] | None] = [None] * 9
+    if kind == "count":
+        number, colour = pick(len(NUMBERS)), _COLOUR_NAMES[pick(len(COLOURS))]
+        # Two in three ask for a colour, one for colour and shape, which tiny models find harder.
+        shape = SHAPES[pick(len(SHAPES))] if pick(3) == 0 else None
+        for rank, cell in enumerate(occupied):
+            cells[cell] = _thing(pick, colour, shape, wanted=rank < number)
+        fields, label = _count_fields(number, colour, shape or "shape"), NUMBERS[number]
+    else:
+        for cell in occupied:
+            cells[cell] = SHAPES[pick(len(SHAPES))], _COLOUR_NAMES[pick(len(COLOURS))]
+        asked = cells[occupied[0]]
+        assert asked is not None
+        fields = {"place": PLACES[occupied[0]]}
+        label = {"shape": asked[0], "colour": asked[1]}.get(kind, f"{asked[1]} {asked[0]}")
+    return Scene(cells=tuple(cells), kind=kind, fields=fields, label=label, wording=wording)
+
+
+def render(
+    cells: Sequence[tuple[str, str] | None], seed: int, index: int, side: int
+) -> NDArray[np.uint8]:
+    """Pixels of a grid, uint8 [side, side, 3]; size, place and shade of each shape vary a little.
+
+    Args:
+        cells: 9 cells, row by row.
+        seed: of the source; with ``index`` it decides the variation.
+        index: of the question.
+        side: pixels, a multiple of 3.
+    """
+    pick = _Picker("pixels", seed, index, 64)
+    picture = np.empty((side, side, 3), dtype=np.uint8)
+    picture[:] = _BACKGROUND
+    size = side // 3
+    for place, cell in enumerate(cells):
+        large, dx, dy, shade = pick(2), pick(3) - 1, pick(3) - 1, pick(25) - 12
+        if cell is None:
+            continue
+        top, left = place // 3 * size, place % 3 * size
+        mask = _stencil(cell[0], size, large, dx, dy)
+        tint = [min(255, max(0, channel + shade)) for channel in COLOURS[cell[1]]]
+        picture[top : top + size, left : left + size][mask] = tint
+    return picture
+
+
+class _Picker:
+    """Whole numbers from PCG64's raw stream, whose values numpy guarantees between versions."""
+
+    def __init__(self, purpose: str, seed: int, index: int, draws: int) -> None:
+        digest = hashlib.sha256(f"scenes/{purpose}/{seed}/{index}".encode()).digest()
+        generator = np.random.PCG64(int.from_bytes(digest[:16], "little"))
+        self._stream = iter(generator.random_raw(draws).tolist())
+
+    def __call__(self, n: int) -> int:
+        """A number from 0 to n - 1."""
+        return next(self._stream) % n
+
+
+def _thing(pick: _Picker, colour: str, shape: str | None, *, wanted: bool) -> tuple[str, str]:
+    """A (shape, colour) that is counted (``wanted``) or is any of those not counted."""
+    if wanted:
+        return shape or SHAPES[pick(len(SHAPES))], colour
+    others = [
+        (s, c) for s in SHAPES for c in COLOURS if c != colour or (shape is not None and s != shape)
+    ]
+    return others[pick(len(others))]
+
+
+def _count_fields(number: int, colour: str, thing: str) -> dict[str, str]:
+    plural = thing + ("es" if thing == "cross" else "s")
+    return {
+        "things": f"{colour} {plural}",
+        "counted": f"{colour} {thing if number == 1 else plural}",
+        "are": "is" if number == 1 else "are",
+    }
+
+
+def _fill(template: str, label: str, fields: dict[str, str]) -> str:
+    return template.format(label=label, **fields)
+
+
+@lru_cache(maxsize=512)
+def _stencil(shape: str, size: int, large: int, dx: int, dy: int) -> NDArray[np.bool_]:
+    """Which pixels of a cell a shape covers: bool [size, size]."""
+    radius = size * (6 if large else 5) / 16
+    middle = (size - 1) / 2
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    x, y = x - middle - dx, y - middle - dy
+    reach = np.maximum(abs(x), abs(y))
+    match shape:
+        case "circle":
+            return x * x + y * y <= radius * radius
+        case "square":
+            return reach <= radius * 0.85
+        case "triangle":
+            return (abs(x) <= (y + radius) * 0.55) & (y <= radius * 0.85)
+        case "cross":
+            return (np.minimum(abs(x), abs(y)) <= radius * 0.3) & (reach <= radius)
+        case _:
+            raise AssertionError(shape)

@@ -1,0 +1,1 @@
+"""How good a model is: intervals, results and the report pages."""

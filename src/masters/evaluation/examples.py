@@ -1,0 +1,139 @@
+"""Example questions for the report: chosen by a fixed rule, with image and every model's answer."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from masters.evaluation.readings import Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from masters.data.questions import Question, Questions
+
+COUNT = 10
+RULE = (
+    "the first questions of the test set, in its order, that at least one model gets right "
+    "and at least one gets wrong; if there are too few of those, the first of the others"
+)
+LARGEST_SIDE = 384
+"""Larger images are shrunk to this many pixels before they go into the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image ready for the page: PNG as a data URI, and its size before any shrinking."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question, what was asked, and what every model answered.
+
+    Args:
+        question: the text asked; None where the data set could not be opened.
+        picture: None for text-only rows and images that could not be opened; ``note`` says why.
+        answers: model name -> its row of the answers table.
+    """
+
+    id: str
+    question: str | None
+    label: str
+    kind: str
+    picture: Picture | None
+    note: str
+    answers: dict[str, Row]
+
+
+def choose_examples(answers: Mapping[str, Mapping[str, Row]], order: Sequence[str]) -> list[str]:
+    """Ids of at most ten questions that every model answered, by ``RULE``.
+
+    Args:
+        answers: model -> question id -> row with "correct".
+        order: question ids in the test set's order.
+    """
+    if not answers:
+        return []
+    shared = [key for key in order if all(key in rows for rows in answers.values())]
+    split = [key for key in shared if len({rows[key]["correct"] for rows in answers.values()}) > 1]
+    rest = [key for key in shared if key not in set(split)]
+    place = {key: index for index, key in enumerate(shared)}
+    return sorted((split + rest)[:COUNT], key=place.__getitem__)
+
+
+def examples(
+    answers: Mapping[str, Mapping[str, Row]], open_data: Callable[[], Questions]
+) -> list[Example]:
+    """Up to ten questions with image, label and answers.
+
+    Data that can't be opened any more costs the images and texts, not the report: the note says so.
+
+    Args:
+        answers: model -> question id -> row of its answers table.
+        open_data: opens the evaluated data set.
+    """
+    if not answers:
+        return []
+    stored = next(iter(answers.values()))
+    try:
+        questions = open_data()
+        order: Sequence[str] = questions.ids
+        places = {key: index for index, key in enumerate(order)}
+        trouble = ""
+    except Exception as error:  # any reader, any broken file: the report is worth more
+        questions, order, places = None, list(stored), {}
+        trouble = f"The test data could not be opened: {error}"
+    found = []
+    for key in choose_examples(answers, order):
+        question = questions[places[key]] if questions is not None else None
+        picture, note = None, trouble
+        if questions is not None and question is not None and question.image is not None:
+            picture, note = _open(questions, question)
+        row = stored[key]
+        found.append(
+            Example(
+                id=key,
+                question=question.text if question is not None else None,
+                label=str(row.get("label") or ""),
+                kind=str(row.get("kind") or ""),
+                picture=picture,
+                note=note,
+                answers={model: rows[key] for model, rows in answers.items()},
+            )
+        )
+    return found
+
+
+def picture_of(image: Image) -> Picture:
+    """The image as a PNG data URI, shrunk where its longer side is above ``LARGEST_SIDE``."""
+    width, height = image.size
+    small = image.convert("RGB")
+    small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return Picture(uri=data_uri(png_bytes(small)), width=width, height=height)
+
+
+def png_bytes(image: Image) -> bytes:
+    """The image encoded as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """PNG bytes as a URI that needs no request."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _open(questions: Questions, question: Question) -> tuple[Picture | None, str]:
+    try:
+        image = questions.image(question)
+    except Exception as error:  # any broken image: named on the page
+        return None, f"The image could not be opened: {error}"
+    return (picture_of(image), "") if image is not None else (None, "")

@@ -1,0 +1,150 @@
+"""What a stage's output depends on, as one hash; torch-free, and quick enough for `masters plan`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from masters.artifacts import canonical_json, fingerprint
+from masters.errors import DataError, ModelError
+from masters.recipe import DataSource, ScenesSource
+from masters.specs import NUMERICS, ModelRef, StageSpec
+
+_MODEL_TEXTS = (
+    "config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_NOT_CONTENT = frozenset({"name"})
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_LARGEST_HEADER = 100 * 2**20
+
+
+class Contents:
+    """Fingerprints of data sets and models; each is read once.
+
+    Args:
+        count: stands in for the number of questions of files that are not here yet.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+        self.absent: list[str] = []
+        self._data: dict[str, tuple[str, int]] = {}
+        self._models: dict[str, Any] = {}
+
+    def data(self, source: DataSource) -> str:
+        """The fingerprint of the source's questions."""
+        return self._read(source)[0]
+
+    def size(self, source: DataSource) -> int:
+        """How many questions the source has."""
+        return self._read(source)[1]
+
+    def _read(self, source: DataSource) -> tuple[str, int]:
+        key = canonical_json(source.model_dump(mode="json"))
+        if key not in self._data:
+            self._data[key] = self._open(source, key)
+        return self._data[key]
+
+    def _open(self, source: DataSource, key: str) -> tuple[str, int]:
+        if not isinstance(source, ScenesSource) and not Path(source.path).exists():
+            if self.count is None:
+                raise DataError(
+                    f"{source.path}: no such file or folder; expected {source.kind} data. Correct "
+                    f"the path, or set data.count to plan without the files"
+                )
+            self.absent.append(source.path)
+            limit = source.limit if source.limit is not None else self.count
+            return fingerprint({"absent": key, "count": self.count}), min(self.count, limit)
+        from masters.data.sources import open_questions
+
+        questions = open_questions(source)
+        return questions.fingerprint(), len(questions)
+
+    def model(self, path: str, revision: str | None) -> Any:
+        """What identifies the model: its files' headers, or its name and revision on the hub."""
+        key = f"{path}@{revision}"
+        if key not in self._models:
+            folder = Path(path).expanduser()
+            if folder.is_dir():
+                self._models[key] = {"files": _model_files(folder)}
+            elif _HUB_NAME.match(path):
+                self._models[key] = {"hub": path, "revision": revision or "main"}
+            else:
+                raise ModelError(
+                    f"{path}: no such folder, and no name on the hub; expected a transformers "
+                    f"folder or owner/name"
+                )
+        return self._models[key]
+
+
+def stage_fingerprint(spec: StageSpec, inputs: Mapping[str, str], contents: Contents) -> str:
+    """The hex digest of everything the stage's output depends on.
+
+    Args:
+        inputs: role -> fingerprint of the input stage.
+    """
+    return fingerprint(
+        {
+            "numerics": NUMERICS[spec.kind],
+            "spec": _content(spec, contents),
+            "inputs": dict(inputs),
+        }
+    )
+
+
+def _content(value: Any, contents: Contents) -> Any:
+    """The spec as JSON values, with data sets and models replaced by what is in them."""
+    match value:
+        case ModelRef(path=str(path)):
+            return contents.model(path, value.revision)
+        case BaseModel() if hasattr(value, "on_bad"):
+            return {"data": contents.data(value)}  # pyright: ignore[reportArgumentType]
+        case BaseModel():
+            names = [name for name in type(value).model_fields if name not in _NOT_CONTENT]
+            return {name: _content(getattr(value, name), contents) for name in names}
+        case tuple() | list():
+            return [_content(item, contents) for item in value]
+        case _:
+            return value
+
+
+def _model_files(folder: Path) -> dict[str, Any]:
+    """Small text files by hash; weight files by header and size, not by their bytes."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: has no config.json; expected a transformers model folder")
+    found: dict[str, Any] = {}
+    for name in _MODEL_TEXTS:
+        if (folder / name).is_file():
+            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{folder}: has no .safetensors file; expected the model's weights")
+    for path in weights:
+        found[path.name] = [path.stat().st_size, hashlib.sha256(_header(path)).hexdigest()]
+    return found
+
+
+def _header(path: Path) -> bytes:
+    """The JSON header of a safetensors file."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= _LARGEST_HEADER else b""
+    try:
+        if len(header) != length:
+            raise ValueError
+        json.loads(header)
+    except ValueError:
+        raise ModelError(f"{path}: is cut or no safetensors file; fetch it again") from None
+    return header

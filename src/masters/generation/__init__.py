@@ -1,0 +1,1 @@
+"""How text is made: sampling that owns its randomness, and the engines that run models."""

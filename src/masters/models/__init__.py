@@ -1,0 +1,1 @@
+"""The ground of torch: loading and saving VLMs, encoding prompts, streaming checkpoints, tiny models."""

@@ -1,0 +1,101 @@
+"""Safetensors files read tensor by tensor, without torch and without touching the rest of the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from masters.errors import ModelError
+
+HEADER_LIMIT = 100_000_000
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "F8_E4M3": 1, "F8_E5M2": 1}
+BYTES |= {"I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Where one tensor lies: file, byte range, dtype as safetensors spells it, shape."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of a (possibly sharded) safetensors checkpoint, by name.
+
+    Raises:
+        ModelError: no safetensors files, a header that does not parse, or a file cut short.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder}: no .safetensors files; expected a transformers checkpoint saved as "
+            "safetensors (convert it with model.save_pretrained)"
+        )
+    entries: dict[str, TensorEntry] = {}
+    for file in files:
+        for entry in _file_tensors(file):
+            entries[entry.name] = entry
+    return entries
+
+
+def _file_tensors(file: Path) -> list[TensorEntry]:
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 0 < length <= min(HEADER_LIMIT, size - 8):
+            raise ModelError(f"{file}: not a safetensors file (header of {length} bytes)")
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError as error:
+            raise ModelError(f"{file}: its safetensors header does not parse: {error}") from error
+    base = 8 + length
+    entries = []
+    for name, item in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = item["data_offsets"]
+        entries.append(
+            TensorEntry(
+                name=name,
+                file=file,
+                dtype=item["dtype"],
+                shape=tuple(item["shape"]),
+                start=base + start,
+                stop=base + stop,
+            )
+        )
+    end = max((entry.stop for entry in entries), default=base)
+    if end != size:
+        raise ModelError(f"{file}: {size} bytes, its header says {end}; the file is cut. Copy it again")
+    return entries
+
+
+def read_bytes(entry: TensorEntry) -> np.ndarray:
+    """The tensor's raw bytes, uint8 [stop - start], read by pread into one fresh buffer."""
+    buffer = np.empty(entry.stop - entry.start, dtype=np.uint8)
+    view = memoryview(buffer)
+    handle = os.open(entry.file, os.O_RDONLY)
+    try:
+        done = 0
+        while done < len(view):
+            got = os.preadv(handle, [view[done:]], entry.start + done)
+            if got <= 0:
+                raise ModelError(f"{entry.file}: ends inside tensor {entry.name}; copy it again")
+            done += got
+    finally:
+        os.close(handle)
+    return buffer

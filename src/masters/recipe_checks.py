@@ -1,0 +1,147 @@
+"""What several keys of a recipe must agree on; all of it is checked when the recipe is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticCustomError
+
+from masters.errors import RecipeError
+from masters.ratios import mask_ratios
+
+if TYPE_CHECKING:
+    from masters.recipe import Mask, Method, ModelSource, Phase, Recipe
+
+
+def _wrong(at: tuple[str | int, ...], said: str) -> PydanticCustomError:
+    return PydanticCustomError("said", "{said}", {"at": at, "said": said})
+
+
+def one_origin(model: ModelSource) -> None:
+    """A model has exactly one of ``path`` and ``tiny``; only tiny ones are taught first."""
+    if (model.path is None) == (model.tiny is None):
+        got = "neither path nor tiny" if model.path is None else "both path and tiny"
+        raise _wrong((), f"has {got}; expected exactly one of them")
+    if model.path is not None and model.sft is not None:
+        raise _wrong(("sft",), "is set, but the model has a path; expected it with tiny only")
+    if model.tiny is not None and model.sft is None:
+        raise _wrong((), "is tiny without sft; expected sft: {steps: ..., lr: ...} to teach it")
+    if model.tiny is not None and model.revision is not None:
+        raise _wrong(("revision",), "is set, but the model is tiny; expected it with path only")
+
+
+def whole_multiple(mask: Mask) -> None:
+    """``max_ratio`` is a whole multiple of ``step``, on integers."""
+    try:
+        mask_ratios(mask.max_ratio, mask.step)
+    except RecipeError as error:
+        key, _, said = str(error).partition(" ")
+        raise _wrong((key,), said) from None
+
+
+def consistent(recipe: Recipe) -> None:
+    """Teachers exist, terms have what they need, and nothing asked for is without effect."""
+    _teachers_named(recipe)
+    _available(recipe.method)
+    _terms_fed(recipe.method)
+    for index, phase in enumerate(recipe.method.phases):
+        _phase(recipe, index, phase)
+    if recipe.evaluation.checkpoint == "best" and not (
+        recipe.data.validation and recipe.validation.every
+    ):
+        raise _wrong(
+            ("evaluation", "checkpoint"),
+            "is 'best', but nothing is validated; expected data.validation and validation.every",
+        )
+
+
+def _teachers_named(recipe: Recipe) -> None:
+    names: set[str] = set()
+    for index, teacher in enumerate(recipe.models.teachers):
+        if "name" not in teacher.model_fields_set:
+            raise _wrong(("models", "teachers", index), "has no name; expected one for phases")
+        if teacher.name in names or teacher.name == "student":
+            raise _wrong(
+                ("models", "teachers", index, "name"),
+                f"is {teacher.name!r}, which is taken; expected every model to have its own",
+            )
+        names.add(teacher.name)
+    if recipe.models.student.name != "student":
+        raise _wrong(("models", "student", "name"), "cannot be chosen; expected it left out")
+
+
+def _available(method: Method) -> None:
+    """Seats that are kept, but that this version cannot fill."""
+    accuracy = method.rewards.accuracy
+    if accuracy is not None and accuracy.kind == "judge":
+        raise _wrong(
+            ("method", "rewards", "accuracy", "kind"),
+            "is 'judge', which this version cannot run yet; expected 'rule'",
+        )
+    if method.signal != "live":
+        raise _wrong(
+            ("method", "signal"),
+            f"is {method.signal!r}, which this version cannot run yet; expected 'live'",
+        )
+
+
+def _terms_fed(method: Method) -> None:
+    group = method.responses.teacher + method.responses.student
+    kinds = [(term.kind, term.on) for term in method.objective]
+    for index, term in enumerate(method.objective):
+        at = ("method", "objective", index)
+        if kinds.index((term.kind, term.on)) != index:
+            raise _wrong(at, f"is a second {term.kind} on {term.on}; expected one with its weight")
+        if term.on == "responses" and group == 0:
+            raise _wrong(
+                (*at, "on"),
+                "is 'responses', but method.responses asks for none; expected teacher or student "
+                "to be at least 1",
+            )
+        if term.kind == "grpo" and group < 2:
+            raise _wrong(
+                at,
+                f"is grpo with {group} response a question; expected method.responses.teacher + "
+                f"student to be at least 2",
+            )
+        if term.kind == "grpo" and not (method.rewards.accuracy or method.rewards.distillation):
+            raise _wrong(
+                at,
+                "is grpo without a reward; expected method.rewards.accuracy or "
+                "method.rewards.distillation",
+            )
+    if all(term.weight == 0 for term in method.objective):
+        raise _wrong(("method", "objective"), "has only weights of 0; expected one above 0")
+
+
+def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
+    at = ("method", "phases", index)
+    names = [teacher.name for teacher in recipe.models.teachers]
+    if phase.teacher is not None and phase.teacher not in names:
+        raise _wrong(
+            (*at, "teacher"),
+            f"is {phase.teacher!r}; expected one of models.teachers: {', '.join(names) or 'none'}",
+        )
+    need = teacher_needed_by(recipe.method)
+    if phase.teacher is None and need is not None:
+        raise _wrong(at, f"has no teacher, but {need} needs one; expected teacher: <name>")
+    if phase.mask is not None and phase.teacher is None:
+        raise _wrong((*at, "mask"), "is set without a teacher; expected teacher: <name> beside it")
+    if phase.mask is not None and need is None:
+        raise _wrong(
+            (*at, "mask"),
+            "is set, but no term of method.objective asks a teacher; expected no mask",
+        )
+
+
+def teacher_needed_by(method: Method) -> str | None:
+    """The first thing in the method that asks a teacher, or None."""
+    for index, term in enumerate(method.objective):
+        where = f"method.objective[{index}] ({term.kind})"
+        if term.kind == "jsd":
+            return where
+        if term.kind == "grpo" and method.rewards.distillation is not None:
+            return f"the distillation reward of {where}"
+        if term.on == "responses" and method.responses.teacher > 0:
+            return f"method.responses.teacher ({method.responses.teacher})"
+    return None

@@ -1,0 +1,1 @@
+"""What a response is worth: rule verifiers, distillation reward and advantages."""

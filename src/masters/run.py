@@ -1,0 +1,364 @@
+"""Does each stage of one or several plans that is not done, then writes the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+from rich.console import Console
+
+from masters.artifacts import RunInfo, StageContext, StageInfo, is_done, read_record
+from masters.display import Display
+from masters.errors import MastersError, StageError
+from masters.plan import Plan, Stage, stage_is_done, write_plan
+from masters.recipe import resolved_yaml
+from masters.specs import (
+    AnySpec,
+    EvaluateSpec,
+    GenerateSpec,
+    JudgeSpec,
+    MaskSpec,
+    ReportSpec,
+    ScoreSpec,
+    TinyInit,
+    TrainSpec,
+)
+from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
+
+REPORT = "report"
+PRELOAD = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+    *(
+        f"masters.stages.{kind}"
+        for kind in ("train", "mask", "generate", "judge", "score", "evaluate")
+    ),
+)
+"""What the fork server imports once for all children."""
+
+
+def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """Runs one stage; returns the metrics its record keeps."""
+    if not isinstance(spec, ReportSpec):
+        configure(context.runtime)
+    match spec:
+        case TrainSpec():
+            from masters.stages import train
+
+            return train.run(spec, context)
+        case MaskSpec():
+            from masters.stages import mask
+
+            return mask.run(spec, context)
+        case GenerateSpec():
+            from masters.stages import generate
+
+            return generate.run(spec, context)
+        case JudgeSpec():
+            from masters.stages import judge
+
+            return judge.run(spec, context)
+        case ScoreSpec():
+            from masters.stages import score
+
+            return score.run(spec, context)
+        case EvaluateSpec():
+            from masters.stages import evaluate
+
+            return evaluate.run(spec, context)
+        case ReportSpec():
+            from masters.stages import report
+
+            return report.run(spec, context)
+        case _:
+            assert_never(spec)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    until: str | Sequence[str] | None = None,
+    only: str | None = None,
+    jobs: int | None = None,
+    dispatch: Dispatch = dispatch_stage,
+    console: Console | None = None,
+) -> None:
+    """Runs one plan; see `run_plans`."""
+    run_plans([plan], until=until, only=only, jobs=jobs, dispatch=dispatch, console=console)
+
+
+def run_plans(
+    plans: Sequence[Plan],
+    *,
+    until: str | Sequence[str] | None = None,
+    only: str | None = None,
+    jobs: int | None = None,
+    dispatch: Dispatch = dispatch_stage,
+    console: Console | None = None,
+) -> None:
+    """Does what is not done in any of the plans, shared stages once, then reports.
+
+    A failing stage lets the ones beside it finish; no other is started.
+
+    Args:
+        plans: of one output folder.
+        until: stage names; only these and what they read are done.
+        only: one stage, whose inputs are done.
+        jobs: stages at the same time; None: the recipes' ``runtime.jobs``.
+        dispatch: runs one stage; with several jobs a module-level function.
+        console: None: stderr.
+
+    Raises:
+        MastersError: the first failure, with the stage's name and folder.
+    """
+    console = console or Console(stderr=True)
+    _runnable(plans)
+    _quiet_libraries()
+    targets = [until] if isinstance(until, str) else list(until or ())
+    stages = [name for name in targets if name != REPORT]
+    wanted = [] if only == REPORT else _wanted(plans, stages, only)
+    for plan in plans:
+        write_plan(plan)
+    todo = [task for stage, task in wanted if not stage_is_done(stage)]
+    jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
+    ordered = sorted(todo, key=_urgency(plans))
+    with Display(console, len(ordered)) as display:
+        if jobs == 1 or len(ordered) == 1:
+            _run_here(ordered, dispatch, display)
+        else:
+            _run_beside(ordered, dispatch, display, jobs)
+    if only in (None, REPORT) and (not targets or REPORT in targets):
+        report(plans, dispatch=dispatch)
+
+
+def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Path | None:
+    """Writes OUT/report over the plans unless it is there; None where nothing is evaluated.
+
+    Raises:
+        StageError: when an evaluate stage is not done.
+    """
+    evaluated = [
+        stage for plan in plans for stage in plan.stages if isinstance(stage.spec, EvaluateSpec)
+    ]
+    if not evaluated:
+        return None
+    for stage in evaluated:
+        if not stage_is_done(stage):
+            raise StageError(f"{stage.name} is not done; the report needs it. Run the recipe first")
+    folder = plans[0].out / REPORT
+    if not report_is_done(plans):
+        folder.mkdir(parents=True, exist_ok=True)
+        context = StageContext(
+            folder=folder,
+            inputs={stage.name: stage.folder for stage in evaluated},
+            runtime=plans[0].recipe.runtime,
+            progress=lambda done, total, note: None,
+        )
+        dispatch(ReportSpec(runs=tuple(run_infos(plans))), context)
+    return folder
+
+
+def report_is_done(plans: Sequence[Plan]) -> bool:
+    """Whether OUT/report speaks of exactly these runs' stages, or of these among others."""
+    try:
+        text = (plans[0].out / REPORT / "report.json").read_text(encoding="utf-8")
+        reported = set(json.loads(text)["inputs"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return {stage.fingerprint for plan in plans for stage in plan.stages} <= reported
+
+
+def run_infos(plans: Sequence[Plan]) -> list[RunInfo]:
+    """The plans' finished stages, as a report reads them."""
+    uses = _uses(plans)
+    return [
+        RunInfo(
+            name=plan.recipe.name,
+            seed=plan.seed,
+            recipe_yaml=resolved_yaml(plan.recipe),
+            stages={
+                stage.name: StageInfo(
+                    kind=stage.kind,
+                    folder=stage.folder,
+                    seconds=float(read_record(stage.folder)["seconds"]),
+                    shared=uses[stage.folder] > 1,
+                )
+                for stage in plan.stages
+                if is_done(stage.folder)
+            },
+        )
+        for plan in plans
+    ]
+
+
+# ------------------------------------------------------------------------------- what to do, when
+
+
+def _runnable(plans: Sequence[Plan]) -> None:
+    absent = [path for plan in plans for path in plan.absent]
+    if absent:
+        raise StageError(
+            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count can be "
+            f"looked at, not run. Put the files there"
+        )
+    if len({plan.out for plan in plans}) > 1:
+        raise StageError("the plans have different output folders; expected one for all")
+
+
+def _wanted(
+    plans: Sequence[Plan], targets: list[str], only: str | None
+) -> list[tuple[Stage, Task]]:
+    """The stages asked for with their tasks, each after what it reads, shared ones once."""
+    uses = _uses(plans)
+    found: dict[Path, tuple[Stage, Task]] = {}
+    for plan in plans:
+        if only is not None:
+            names = {plan.stage(only).name}
+            _inputs_done(plan, names)
+        else:
+            names = plan.needed_by(targets) if targets else set(plan.by_name)
+        for stage in plan.stages:
+            if stage.name in names and stage.folder not in found:
+                everyones = uses[stage.folder] == len(plans)
+                label = stage.name if everyones else f"{stage.name} [{plan.name}]"
+                found[stage.folder] = (stage, _task(plan, stage, label))
+    return list(found.values())
+
+
+def _uses(plans: Sequence[Plan]) -> Counter[Path]:
+    """How many plans read or make each folder."""
+    return Counter(folder for plan in plans for folder in {stage.folder for stage in plan.stages})
+
+
+def _inputs_done(plan: Plan, names: set[str]) -> None:
+    for name in names:
+        for role, above in plan.by_name[name].inputs.items():
+            if not stage_is_done(plan.by_name[above]):
+                raise StageError(
+                    f"{name} reads {above} ({role}), which is not done. Use --until {name} to do "
+                    f"it on the way"
+                )
+
+
+def _task(plan: Plan, stage: Stage, label: str) -> Task:
+    above = {role: plan.by_name[name] for role, name in stage.inputs.items()}
+    return Task(
+        name=label,
+        spec=stage.spec,
+        fingerprint=stage.fingerprint,
+        folder=stage.folder,
+        inputs={role: source.folder for role, source in above.items()},
+        input_fingerprints={role: source.fingerprint for role, source in above.items()},
+        runtime=plan.recipe.runtime,
+    )
+
+
+def _urgency(plans: Sequence[Plan]) -> Callable[[Task], tuple[int, ...]]:
+    """Sort key: tiny models first, then whatever most waits for, the longest first."""
+
+    def key(task: Task) -> tuple[int, ...]:
+        spec = task.spec
+        tiny = isinstance(spec, TrainSpec) and isinstance(spec.init, TinyInit)
+        work = spec.schedule.questions_per_step * spec.stop if isinstance(spec, TrainSpec) else 0
+        return (0 if tiny else 1, -_height(plans, task.folder), -work)
+
+    return key
+
+
+def _height(plans: Sequence[Plan], folder: Path) -> int:
+    """The longest chain of stages that waits for the folder."""
+    best = 0
+    for plan in plans:
+        heights: dict[str, int] = {}
+        for stage in reversed(plan.stages):
+            own = heights.setdefault(stage.name, 0)
+            for above in stage.inputs.values():
+                heights[above] = max(heights.get(above, 0), own + 1)
+            if stage.folder == folder:
+                best = max(best, own)
+    return best
+
+
+# ------------------------------------------------------------------------------------ doing it
+
+
+def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display) -> None:
+    """One after the other, in this process."""
+    left = list(tasks)
+    while left:
+        task = _next_ready(left, running=())
+        assert task is not None
+        left.remove(task)
+        display.start(task.name)
+        try:
+            execute(
+                task,
+                dispatch,
+                lambda done, total, note, name=task.name: display.update(name, done, total, note),
+            )
+        except MastersError as error:
+            display.fail(task.name)
+            raise StageError(_failure(task, str(error))) from error
+        display.end(task.name, float(read_record(task.folder)["seconds"]))
+
+
+def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: int) -> None:
+    """Up to ``jobs`` at a time, each in a child."""
+    workers = Workers(dispatch, PRELOAD)
+    left = list(tasks)
+    running: dict[str, Task] = {}
+    failures: list[str] = []
+    try:
+        while running or (left and not failures):
+            while left and not failures and len(running) < jobs:
+                task = _next_ready(left, running.values())
+                if task is None:
+                    break
+                left.remove(task)
+                running[task.name] = task
+                display.start(task.name)
+                workers.start(task)
+            for event in workers.events():
+                match event:
+                    case Progressed():
+                        display.update(event.name, event.done, event.total, event.note)
+                    case Ended(error=None):
+                        del running[event.name]
+                        display.end(event.name, event.seconds)
+                    case Ended(error=str(error)):
+                        failures.append(_failure(running.pop(event.name), error))
+                        display.fail(event.name)
+    finally:
+        workers.kill()
+    if failures:
+        raise StageError("\n".join(failures))
+
+
+def _next_ready(left: Sequence[Task], running: Iterable[Task]) -> Task | None:
+    """The first task that waits for none of the others, or None."""
+    pending = {task.folder for task in (*left, *running)}
+    return next((task for task in left if pending.isdisjoint(task.inputs.values())), None)
+
+
+def _failure(task: Task, text: str) -> str:
+    log = task.folder / "error.log"
+    return f"{task.name} failed: {text}\n  folder: {task.folder}" + (
+        f"\n  traceback: {log}" if log.is_file() else ""
+    )
+
+
+def _quiet_libraries() -> None:
+    """Silences the chatter of libraries in this process and its children."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)

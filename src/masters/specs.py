@@ -1,0 +1,207 @@
+"""What one stage is asked to do: torch-free, frozen, and all that its output depends on.
+
+A spec plus the fingerprints of its inputs determine what a stage folder holds. Models appear as
+`ModelRef`: a path, or the role of the input stage whose folder holds them in ``model/``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from masters.artifacts import RunInfo
+from masters.recipe import (
+    AccuracyRule,
+    DataSource,
+    Optimiser,
+    Precision,
+    Prompt,
+    Rewards,
+    Term,
+)
+
+NUMERICS: dict[str, int] = {
+    "train": 1,
+    "mask": 1,
+    "generate": 1,
+    "judge": 1,
+    "score": 1,
+    "evaluate": 1,
+}
+"""Raised by one whenever a stage's code starts to give other numbers for the same spec."""
+
+Side = Literal["teacher", "student"]
+
+
+class Spec(BaseModel):
+    """A frozen block of a stage's spec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(Spec):
+    """A model on disk or on the hub (``path``), or in an input stage's folder (``role``)."""
+
+    path: str | None = None
+    revision: str | None = None
+    role: str | None = None
+
+
+class TinyInit(Spec):
+    """A tiny model with fresh weights; its tokenizer is trained on the texts of ``texts``."""
+
+    kind: Literal["tiny"] = "tiny"
+    preset: str
+    seed: int
+    texts: DataSource
+
+
+class Schedule(Spec):
+    """Which question is trained in which iteration, at which mask ratio: see `curriculum`.
+
+    Args:
+        key: what the shuffle is drawn for, besides seed and epoch: the phase's index.
+        epochs: a decimal as text.
+        ratios: falling, per 10,000, the last one 0.
+        iterations: optimiser steps; None: floor(epochs x questions / questions_per_step).
+    """
+
+    key: str
+    seed: int
+    epochs: str
+    questions_per_step: int
+    ratios: tuple[int, ...] = (0,)
+    iterations: int | None = None
+
+
+class ValidationSpec(Spec):
+    """Greedy answers to the first ``questions`` of ``data`` every ``every`` steps and at the end."""
+
+    data: DataSource
+    questions: int | None
+    every: int
+    max_new_tokens: int
+    rule: AccuracyRule
+
+
+class TrainSpec(Spec):
+    """Iterations ``start`` to ``stop`` (exclusive) of ``schedule`` on the weighted ``objective``.
+
+    Roles: ``student`` (the init, unless a path or tiny), ``teacher``, ``thresholds``, and
+    ``responses|rewards|scores`` each ``.teacher`` and ``.student``. With ``carry_optimiser`` the
+    folder of ``student`` holds the optimiser too.
+    """
+
+    kind: Literal["train"] = "train"
+    name: str
+    init: TinyInit | ModelRef
+    teacher: ModelRef | None = None
+    data: DataSource
+    prompt: Prompt
+    seed: int
+    schedule: Schedule
+    start: int
+    stop: int
+    objective: tuple[Term, ...]
+    optimiser: Optimiser
+    rewards: Rewards | None = None
+    signal: Literal["live", "hidden", "topk"] = "live"
+    min_group: int = 2
+    validation: ValidationSpec | None = None
+    carry_optimiser: bool = False
+    max_new_tokens: int
+
+
+class MaskSpec(Spec):
+    """Thresholds of every masked layer of ``teacher`` at every one of ``ratios``. Role: teacher."""
+
+    kind: Literal["mask"] = "mask"
+    teacher: ModelRef
+    ratios: tuple[int, ...]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class GenerateSpec(Spec):
+    """``samples`` responses to every (question, ratio) of iterations ``start`` to ``stop``.
+
+    With ``on_full_cross`` every ratio of the schedule answers every question of that stretch.
+    Roles: ``model``, ``thresholds`` (when a ratio is above 0).
+    """
+
+    kind: Literal["generate"] = "generate"
+    source: Side
+    model: ModelRef
+    data: DataSource
+    prompt: Prompt
+    seed: int
+    schedule: Schedule
+    start: int
+    stop: int
+    samples: int
+    round: int = 0
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    max_new_tokens: int
+    engine: Literal["transformers"] = "transformers"
+    precision: Precision
+    on_full_cross: bool = False
+    shard_questions: int = 256
+
+
+class JudgeSpec(Spec):
+    """The accuracy reward of every response. Role: responses."""
+
+    kind: Literal["judge"] = "judge"
+    source: Side
+    data: DataSource
+    rule: AccuracyRule
+
+
+class ScoreSpec(Spec):
+    """Log-probabilities of every stored token under ``reference``. Roles: reference, responses."""
+
+    kind: Literal["score"] = "score"
+    source: Side
+    reference: ModelRef
+    data: DataSource
+    prompt: Prompt
+    precision: Precision
+
+
+class EvaluateSpec(Spec):
+    """Greedy answers to held-out questions at each of ``ratios`` (0 included).
+
+    Roles: ``model``, ``thresholds`` (when a ratio is above 0).
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: ModelRef
+    checkpoint: Literal["last", "best"] = "last"
+    data: DataSource
+    prompt: Prompt
+    benchmark: str
+    rule: AccuracyRule
+    max_new_tokens: int
+    precision: Precision
+    ratios: tuple[int, ...] = (0,)
+
+
+class ReportSpec(Spec):
+    """The report over ``runs``; it lies beside the stages and is rewritten when they change."""
+
+    kind: Literal["report"] = "report"
+    runs: tuple[RunInfo, ...]
+
+
+StageSpec = Annotated[
+    TrainSpec | MaskSpec | GenerateSpec | JudgeSpec | ScoreSpec | EvaluateSpec,
+    Field(discriminator="kind"),
+]
+"""Every stage that has a fingerprinted folder."""
+
+AnySpec = TrainSpec | MaskSpec | GenerateSpec | JudgeSpec | ScoreSpec | EvaluateSpec | ReportSpec
+"""Every stage there is."""

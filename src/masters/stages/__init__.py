@@ -1,0 +1,1 @@
+"""The method, one file per step, in order; no stage imports a stage."""

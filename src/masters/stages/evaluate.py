@@ -1,0 +1,133 @@
+"""Stage 6: a model -> its answers to held-out questions and accuracy with intervals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from typing import Any
+
+from masters.artifacts import StageContext, atomic_write_text
+from masters.data.sources import open_questions, verify_images
+from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
+from masters.evaluation.statistics import wilson
+from masters.generation.engine import TransformersEngine
+from masters.models.load import DTYPES
+from masters.rewards.verifiers import verify
+from masters.specs import EvaluateSpec
+from masters.stages.opening import (
+    Prompts,
+    check_sees_image,
+    greedy_answers,
+    model_folder,
+    open_model,
+    open_teacher,
+)
+from masters.teachers.thresholds import load_thresholds
+
+SHARD = 512
+
+
+def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
+    """Writes answers and ``results.json``: accuracy over all and per kind, at every ratio."""
+    questions = open_questions(spec.data)
+    verify_images(questions)
+    opened = open_model(
+        model_folder(spec.model, context.inputs, checkpoint=spec.checkpoint),
+        spec.prompt,
+        context.runtime,
+        precision=spec.precision,
+    )
+    teacher = open_teacher(opened, context)
+    prompts = Prompts(questions, opened.processor, spec.prompt)
+    check_sees_image(opened, prompts, role="model")
+    engine = TransformersEngine(
+        opened.model,
+        opened.processor,
+        opened.ids,
+        batch_rows=context.runtime.generation_batch,
+        precision=DTYPES[spec.precision],
+    )
+    blocks = range(0, len(questions), SHARD)
+    total = len(spec.ratios) * len(questions)
+    answers: list[dict[str, Any]] = []
+    begin = time.perf_counter()
+    for r, ratio in enumerate(spec.ratios):
+        for b, start in enumerate(blocks):
+            path = context.folder / "answers" / shard_name(r * len(blocks) + b)
+            if not path.exists():
+                teacher.set_ratio(ratio)
+                stop = min(start + SHARD, len(questions))
+                rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
+                write_shard(path, rows, ANSWERS)
+            answers += read_shard(path, ANSWERS).to_pylist()
+            rate = len(answers) / (time.perf_counter() - begin)
+            right = sum(row["correct"] for row in answers) / len(answers)
+            note = f"{rate:.1f} questions/s, {right:.1%} right"
+            context.progress(len(answers), total, note)
+    results = {
+        "rows": _results(spec, answers, _zeros(context, spec.ratios)),
+        "parameters": opened.model.num_parameters(),
+    }
+    atomic_write_text(context.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    headline = next(row for row in results["rows"] if row["kind"] == "all")
+    return {"questions": len(questions), "accuracy": headline["value"]}
+
+
+def _answer(
+    spec: EvaluateSpec,
+    engine: TransformersEngine,
+    prompts: Prompts,
+    indices: list[int],
+    ratio: int,
+) -> list[dict[str, Any]]:
+    answered = greedy_answers(
+        engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD
+    )
+    return [
+        {
+            "question_id": question.id,
+            "ratio": ratio,
+            "text": completion.text,
+            "correct": verify(spec.rule.rule, completion.text, question).reward == 1.0,
+            "kind": question.kind,
+            "label": question.label or "",
+            "finish": completion.finish,
+        }
+        for _, question, completion in answered
+    ]
+
+
+def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
+    folder = context.inputs.get("thresholds")
+    if folder is None:
+        return dict.fromkeys(ratios, 0.0)
+    thresholds = load_thresholds(folder / "thresholds.json")
+    return {ratio: thresholds.share_of_zeros(ratio) for ratio in ratios}
+
+
+def _results(
+    spec: EvaluateSpec, answers: list[dict[str, Any]], zeros: dict[int, float]
+) -> list[dict[str, Any]]:
+    groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    for row in answers:
+        groups[row["ratio"], "all"].append(row["correct"])
+        if row["kind"] != "all":
+            groups[row["ratio"], row["kind"]].append(row["correct"])
+    rows = []
+    for (ratio, kind), correct in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
+        value, low, high = wilson(sum(correct), len(correct))
+        rows.append(
+            {
+                "benchmark": spec.benchmark,
+                "kind": kind,
+                "metric": "accuracy",
+                "ratio": ratio,
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": len(correct),
+                "zeros": zeros[ratio],
+            }
+        )
+    return rows

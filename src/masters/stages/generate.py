@@ -1,0 +1,136 @@
+"""Stage 2: questions -> responses, from the student or from the masked teachers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from masters import curriculum
+from masters.artifacts import StageContext
+from masters.data.questions import Questions
+from masters.data.sources import open_questions, verify_images
+from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
+from masters.generation.engine import Request, TransformersEngine
+from masters.generation.sampling import SampleKey, Sampling
+from masters.models.load import DTYPES
+from masters.specs import GenerateSpec
+from masters.stages.opening import (
+    Prompts,
+    check_sees_image,
+    model_folder,
+    open_model,
+    open_teacher,
+)
+
+
+def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
+    """Appends whole shards of responses; shards that are there already are left as they are."""
+    questions = open_questions(spec.data)
+    verify_images(questions)
+    opened = open_model(
+        model_folder(spec.model, context.inputs),
+        spec.prompt,
+        context.runtime,
+        precision=spec.precision,
+    )
+    teacher = open_teacher(opened, context)
+    prompts = Prompts(questions, opened.processor, spec.prompt, cache=spec.shard_questions)
+    check_sees_image(opened, prompts, role=spec.source)
+    engine = TransformersEngine(
+        opened.model,
+        opened.processor,
+        opened.ids,
+        batch_rows=context.runtime.generation_batch,
+        precision=DTYPES[spec.precision],
+    )
+    plan = planned_pairs(spec, len(questions))
+    folder = context.folder / "responses"
+    tokens = cut = 0
+    begin = time.perf_counter()
+    for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
+        part = plan[start : start + spec.shard_questions]
+        path = folder / shard_name(shard)
+        if path.exists():
+            rows = read_shard(path, RESPONSES).to_pylist()
+        else:
+            rows = []
+            for ratio in dict.fromkeys(ratio for _, ratio in part):
+                teacher.set_ratio(ratio)
+                same = [index for index, r in part if r == ratio]
+                rows += _respond(spec, engine, prompts, questions, same, ratio, str(opened.folder))
+            write_shard(path, rows, RESPONSES)
+        tokens += sum(len(row["token_ids"]) for row in rows)
+        cut += sum(row["finish"] == "length" for row in rows)
+        rate = (start + len(part)) / (time.perf_counter() - begin)
+        context.progress(start + len(part), len(plan), f"{rate:.1f} questions/s")
+    return {
+        "questions": len(plan),
+        "responses": len(plan) * spec.samples,
+        "tokens": tokens,
+        "cut_at_limit": cut,
+        "skipped_rows": questions.skipped,
+    }
+
+
+def planned_pairs(spec: GenerateSpec, n_questions: int) -> list[tuple[int, int]]:
+    """(question index, ratio) of everything to answer, in the plan's order.
+
+    The student is never masked: its ratio is 0 and it answers each question once per round.
+    """
+    used = curriculum.pairs(spec.schedule, n_questions, spec.start, spec.stop)
+    if spec.source == "student":
+        return list(dict.fromkeys((index, 0) for index, _ in used))
+    if spec.on_full_cross:
+        indices = dict.fromkeys(index for index, _ in used)
+        return [(index, ratio) for ratio in spec.schedule.ratios for index in indices]
+    return used
+
+
+def _respond(
+    spec: GenerateSpec,
+    engine: TransformersEngine,
+    prompts: Prompts,
+    questions: Questions,
+    indices: list[int],
+    ratio: int,
+    model: str,
+) -> list[dict[str, object]]:
+    sampling = Sampling(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        repetition_penalty=spec.repetition_penalty,
+        max_new_tokens=spec.max_new_tokens,
+    )
+    requests = []
+    for index in indices:
+        keys = tuple(
+            SampleKey(
+                seed=spec.seed,
+                question_id=questions[index].id,
+                source=spec.source,
+                ratio=ratio,
+                round=spec.round,
+                sample=sample,
+            )
+            for sample in range(spec.samples)
+        )
+        requests.append(Request(prompt=prompts(index), keys=keys))
+    results = engine.generate(requests, sampling)
+    return [
+        {
+            "question_id": key.question_id,
+            "source": key.source,
+            "ratio": key.ratio,
+            "round": key.round,
+            "sample": key.sample,
+            "model": spec.model.path or spec.model.role or model,
+            "text": completion.text,
+            "token_ids": completion.token_ids,
+            "logprobs": completion.logprobs,
+            "finish": completion.finish,
+            "seed": spec.seed,
+        }
+        for request, completions in zip(requests, results, strict=True)
+        for key, completion in zip(request.keys, completions, strict=True)
+    ]

@@ -1,0 +1,180 @@
+"""What every stage opens: models by reference, questions as prompts, answers to them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masters.artifacts import StageContext
+from masters.data.questions import Question, Questions
+from masters.errors import ModelError
+from masters.generation.engine import Completion, Engine, Request
+from masters.generation.sampling import SampleKey, Sampling
+from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, fit_pixels
+from masters.models.load import (
+    DTYPES,
+    TokenIds,
+    check_head,
+    load_model,
+    load_processor,
+    local_folder,
+    token_ids,
+)
+from masters.recipe import Prompt, Runtime
+from masters.specs import ModelRef
+from masters.teachers.masked import MaskedTeacher
+from masters.teachers.thresholds import load_thresholds
+
+CACHED_PROMPTS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model in memory with its processor, special ids and folder."""
+
+    model: Any
+    processor: Any
+    ids: TokenIds
+    folder: Path
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    """The device a stage runs on; ``auto`` takes cuda, then mps, then cpu."""
+    if runtime.device != "auto":
+        return torch.device(runtime.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str = "last") -> Path:
+    """The transformers folder a reference means."""
+    if ref.role is None:
+        assert ref.path is not None
+        return local_folder(ref.path, revision=ref.revision)
+    best = inputs[ref.role] / "best"
+    return best if checkpoint == "best" and best.is_dir() else inputs[ref.role] / "model"
+
+
+def open_model(
+    folder: Path, prompt: Prompt, runtime: Runtime, *, precision: str, trained: bool = False
+) -> OpenedModel:
+    """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32."""
+    dtype = torch.float32 if trained else DTYPES[precision]
+    model = load_model(
+        str(folder), dtype=dtype, device=device_of(runtime), attention=runtime.attention
+    )
+    check_head(model)
+    processor = load_processor(str(folder), backend=prompt.image_backend)
+    return OpenedModel(
+        model=model, processor=processor, ids=token_ids(model, processor), folder=folder
+    )
+
+
+def open_teacher(opened: OpenedModel, context: StageContext) -> MaskedTeacher:
+    """The opened model as a teacher that can be masked, if the stage has thresholds."""
+    folder = context.inputs.get("thresholds")
+    thresholds = None if folder is None else load_thresholds(folder / "thresholds.json")
+    return MaskedTeacher(opened.model, opened.folder, thresholds)
+
+
+class Prompts:
+    """Questions encoded for one model, each once while it stays in the cache.
+
+    Args:
+        questions: the data set.
+        processor: of the model that reads them.
+        prompt: the recipe's prompt block.
+        cache: prompts kept in memory.
+    """
+
+    def __init__(
+        self, questions: Questions, processor: Any, prompt: Prompt, *, cache: int = CACHED_PROMPTS
+    ) -> None:
+        self.questions = questions
+        self._processor = processor
+        self._prompt = prompt
+        self._text = PromptText(system=prompt.system, suffix=prompt.suffix)
+        self._cache: OrderedDict[int, EncodedPrompt] = OrderedDict()
+        self._size = cache
+
+    def __call__(self, index: int) -> EncodedPrompt:
+        """The encoded prompt of question ``index``."""
+        known = self._cache.get(index)
+        if known is not None:
+            return known
+        question = self.questions[index]
+        image = self.questions.image(question)
+        if image is not None and self._prompt.max_pixels is not None:
+            image = fit_pixels(image, self._prompt.max_pixels)
+        encoded = encode_prompt(self._processor, question, image, self._text)
+        self._cache[index] = encoded
+        if len(self._cache) > self._size:
+            self._cache.pop(next(iter(self._cache)), None)
+        return encoded
+
+
+def label_ids(processor: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
+    """A label as response ids, end token included; text that spells a special token stays text."""
+    tokens = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    return (*tokens["input_ids"], ids.end[0])
+
+
+@torch.no_grad()
+def check_sees_image(opened: OpenedModel, prompts: Prompts, *, role: str) -> None:
+    """Raises ModelError when a different picture leaves the model's distribution unchanged.
+
+    Looks at the first question that has an image, with its pixels and with them negated.
+    """
+    for index in range(min(len(prompts.questions), 100)):
+        if prompts.questions[index].image is not None:
+            break
+    else:
+        return
+    encoded = prompts(index)
+    swapped = {
+        name: -value if value.is_floating_point() else value
+        for name, value in encoded.images.items()
+    }
+    logits = [_next_logits(opened, encoded, images) for images in (encoded.images, swapped)]
+    if torch.equal(logits[0], logits[1]):
+        raise ModelError(
+            f"{opened.folder}: the {role} does not see the image: other pixels, same distribution "
+            f"(question {prompts.questions[index].id}). Check its processor and chat template"
+        )
+
+
+def _next_logits(
+    opened: OpenedModel, encoded: EncodedPrompt, images: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    from masters.models.encode import pad_rows
+
+    prompt = EncodedPrompt(
+        text=encoded.text, ids=encoded.ids, token_types=encoded.token_types, images=images
+    )
+    inputs = pad_rows([(prompt, ())], pad=opened.ids.pad, device=opened.model.device)
+    return opened.model(**inputs).logits[0, -1]
+
+
+def greedy_answers(
+    engine: Engine, prompts: Prompts, indices: Sequence[int], *, max_new_tokens: int, chunk: int
+) -> Iterator[tuple[int, Question, Completion]]:
+    """(index, question, greedy completion), ``chunk`` questions encoded at a time."""
+    sampling = Sampling.greedy(max_new_tokens)
+    for start in range(0, len(indices), chunk):
+        part = indices[start : start + chunk]
+        requests = []
+        for i in part:
+            key = SampleKey(
+                seed=0, question_id=prompts.questions[i].id, source="greedy",
+                ratio=0, round=0, sample=0,
+            )  # fmt: skip
+            requests.append(Request(prompt=prompts(i), keys=(key,)))
+        results = engine.generate(requests, sampling)
+        for i, completions in zip(part, results, strict=True):
+            yield i, prompts.questions[i], completions[0]

@@ -1,0 +1,91 @@
+"""Stage 4: responses -> log-probs of every stored token under the reference."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from masters.artifacts import StageContext
+from masters.data.sources import open_questions
+from masters.data.tables import KEY_COLUMNS, RESPONSES, SCORES, list_shards, read_shard, write_shard
+from masters.models.load import DTYPES
+from masters.specs import ScoreSpec
+from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
+from masters.training.groups import Group, Response, make_rows
+from masters.training.student import Student
+from masters.training.token_scores import ScoreSettings
+
+
+def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
+    """Writes one shard of scores for each shard of responses, row for row.
+
+    The reference is scored by the student's own module under training's precision policy (float32
+    weights, autocast), so that the KL at a phase's first step is rounding and no more.
+    """
+    questions = open_questions(spec.data)
+    index = {question_id: i for i, question_id in enumerate(questions.ids)}
+    opened = open_model(
+        model_folder(spec.reference, context.inputs),
+        spec.prompt,
+        context.runtime,
+        precision=spec.precision,
+        trained=True,
+    )
+    student = Student(opened.model, precision=DTYPES[spec.precision]).eval()
+    prompts = Prompts(questions, opened.processor, spec.prompt)
+    shards = list_shards(context.inputs["responses"] / "responses")
+    tokens = 0
+    begin = time.perf_counter()
+    for done, shard in enumerate(shards):
+        path = context.folder / "scores" / shard.name
+        if not path.exists():
+            rows = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]).to_pylist()
+            scored = _score(rows, index, student, opened, prompts, context)
+            write_shard(path, scored, SCORES)
+        lengths = read_shard(path, SCORES).column("reference_logprobs").to_pylist()
+        tokens += sum(len(row) for row in lengths)
+        rate = tokens / (time.perf_counter() - begin)
+        context.progress(done + 1, len(shards), f"{rate:.0f} tokens/s")
+    return {"tokens": tokens}
+
+
+@torch.no_grad()
+def _score(
+    rows: list[dict[str, Any]],
+    index: dict[str, int],
+    student: Student,
+    opened: OpenedModel,
+    prompts: Prompts,
+    context: StageContext,
+) -> list[dict[str, Any]]:
+    by_question = [(q, list(g)) for q, g in groupby(rows, key=lambda row: row["question_id"])]
+    settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
+    size = context.runtime.micro_batch_questions
+    device = opened.model.device
+    scored = []
+    for start in range(0, len(by_question), size):
+        part = by_question[start : start + size]
+        groups = [
+            Group(
+                question_id=question_id,
+                student_prompt=prompts(index[question_id]),
+                teacher_prompt=None,
+                responses=tuple(
+                    Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own
+                ),
+            )
+            for question_id, own in part
+        ]
+        batch = make_rows(groups).to(device)
+        inputs, column_N = batch.inputs(teacher=False, pad=opened.ids.pad, device=device)
+        _, logp_N = student(inputs, batch.row_N, column_N, batch.targets_N, None, None, settings)
+        values = logp_N.tolist()
+        for g, (_, own) in enumerate(part):
+            for j, row in enumerate(own):
+                first, last = batch.spans[batch.row_of[g][j]]
+                key = {name: row[name] for name in KEY_COLUMNS}
+                scored.append({**key, "reference_logprobs": values[first:last]})
+    return scored

@@ -1,0 +1,297 @@
+"""Stage 5: responses and rewards (or labels) -> a trained student."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, assert_never
+
+from masters import curriculum
+from masters.artifacts import StageContext
+from masters.data.questions import Questions
+from masters.data.scenes import scene_vocabulary
+from masters.data.sources import open_questions, verify_images
+from masters.errors import StageError
+from masters.evaluation.statistics import wilson
+from masters.generation.engine import TransformersEngine
+from masters.models.load import DTYPES, check_shared_vocabulary
+from masters.models.tiny import write_tiny_model
+from masters.recipe import Grpo, Jsd, Nll
+from masters.rewards.verifiers import verify
+from masters.specs import TinyInit, TrainSpec, ValidationSpec
+from masters.stages.opening import (
+    OpenedModel,
+    Prompts,
+    check_sees_image,
+    greedy_answers,
+    label_ids,
+    model_folder,
+    open_model,
+    open_teacher,
+)
+from masters.stages.responses_index import ResponseIndex
+from masters.teachers.masked import MaskedTeacher
+from masters.training.groups import LABEL, Group, Response
+from masters.training.loop import LoopSettings, OptimiserSettings, Trainer
+from masters.training.objective import (
+    GrpoTerm,
+    JsdTerm,
+    NllTerm,
+    RewardSettings,
+    Term,
+    needs,
+)
+from masters.training.step import StepSettings
+from masters.training.student import Student
+from masters.training.trackers import open_trackers
+
+TOKENIZER_TEXTS = 2_000
+
+
+def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
+    """Trains the student over iterations [start, stop) and writes ``model/`` and ``best/``."""
+    if spec.signal != "live":
+        raise StageError(
+            f"method.signal is {spec.signal}; only 'live' can be run so far. Set method.signal=live"
+        )
+    questions = open_questions(spec.data)
+    verify_images(questions)
+    source = _initial_model(spec, context)
+    precision = spec.optimiser.precision
+    opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
+    if context.runtime.gradient_checkpointing is True:
+        opened.model.gradient_checkpointing_enable({"use_reentrant": False})
+    teacher_model = _open_teacher_model(spec, context, opened)
+    groups = PlannedGroups(spec, context, questions, opened, teacher_model)
+    terms = tuple(_term(term) for term in spec.objective)
+    jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
+    student = Student(opened.model, precision=DTYPES[precision]).train()
+    vocabulary = opened.ids.vocabulary
+    teacher = None if teacher_model is None else open_teacher(teacher_model, context)
+    trainer = Trainer(
+        student=student,
+        teacher=teacher,
+        curriculum=groups,
+        ids=opened.ids,
+        step=StepSettings(
+            terms=terms,
+            rewards=_rewards(spec),
+            beta=jsd.beta,
+            temperature=jsd.temperature,
+            clip_norm=spec.optimiser.clip_norm,
+            micro_batch=context.runtime.micro_batch_questions,
+            vocabulary=vocabulary,
+        ),
+        optimiser=OptimiserSettings(
+            lr=spec.optimiser.lr,
+            weight_decay=spec.optimiser.weight_decay,
+            betas=spec.optimiser.betas,
+            eps=spec.optimiser.eps,
+            schedule=spec.optimiser.schedule,
+            warmup=spec.optimiser.warmup_steps,
+        ),
+        loop=LoopSettings(
+            start=spec.start,
+            stop=spec.stop,
+            total=groups.total,
+            checkpoint_every=context.runtime.checkpoint_every,
+            validate_every=0 if spec.validation is None else spec.validation.every,
+            workers=context.runtime.workers,
+        ),
+        folder=context.folder,
+        source=source,
+        validate=_validator(spec, spec.validation, opened, context),
+        progress=context.progress,
+        trackers=open_trackers(context.runtime.trackers, context.folder),
+    )
+    if spec.carry_optimiser:
+        trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")
+    metrics = trainer.run()
+    return {**metrics, **groups.left_out(), "skipped_rows": questions.skipped}
+
+
+def tidy(folder: Path) -> None:
+    """Removes what only an unfinished stage needs; called once the record is written."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "init", ignore_errors=True)
+
+
+def _initial_model(spec: TrainSpec, context: StageContext) -> Path:
+    match spec.init:
+        case TinyInit():
+            folder = context.folder / "init"
+            if not (folder / "video_preprocessor_config.json").exists():
+                write_tiny_model(
+                    folder, spec.init.preset, seed=spec.init.seed, texts=_texts(spec.init)
+                )
+            return folder
+        case _:
+            return model_folder(spec.init, context.inputs)
+
+
+def _texts(init: TinyInit) -> list[str]:
+    """What a tiny model's tokenizer is trained on: the same texts for teacher and student."""
+    if init.texts.kind == "scenes":
+        return scene_vocabulary()
+    questions = open_questions(init.texts)
+    texts: dict[str, None] = {}
+    for i in range(min(TOKENIZER_TEXTS, len(questions))):
+        texts.update(dict.fromkeys((questions[i].text, questions[i].label or "")))
+    return list(texts)
+
+
+def _open_teacher_model(
+    spec: TrainSpec, context: StageContext, student: OpenedModel
+) -> OpenedModel | None:
+    if spec.teacher is None:
+        return None
+    opened = open_model(
+        model_folder(spec.teacher, context.inputs),
+        spec.prompt,
+        context.runtime,
+        precision=spec.optimiser.precision,
+    )
+    check_shared_vocabulary(opened.processor, student.processor)
+    return opened
+
+
+def _term(term: Grpo | Jsd | Nll) -> Term:
+    match term:
+        case Grpo():
+            return GrpoTerm(
+                weight=term.weight, kl=term.kl, clip=term.clip, students_only=term.students_only
+            )
+        case Jsd():
+            return JsdTerm(weight=term.weight, on=term.on)
+        case Nll():
+            return NllTerm(weight=term.weight, on=term.on)
+        case _:
+            assert_never(term)
+
+
+def _rewards(spec: TrainSpec) -> RewardSettings:
+    rewards = spec.rewards
+    if rewards is None:
+        return RewardSettings(accuracy=False, distillation=False)
+    distillation = rewards.distillation
+    return RewardSettings(
+        accuracy=rewards.accuracy is not None,
+        distillation=distillation is not None,
+        min_span=1e-4 if distillation is None else distillation.min_span,
+        normalise=distillation is None or distillation.normalise,
+    )
+
+
+class PlannedGroups:
+    """The groups of each iteration: the plan's questions with their labels or responses."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        context: StageContext,
+        questions: Questions,
+        student: OpenedModel,
+        teacher: OpenedModel | None,
+    ) -> None:
+        self.total = curriculum.iterations(len(questions), spec.schedule)
+        self._spec, self._questions, self._student = spec, questions, student
+        self._prompts = Prompts(questions, student.processor, spec.prompt)
+        check_sees_image(student, self._prompts, role="student")
+        self._teacher_prompts = None
+        if teacher is not None:
+            self._teacher_prompts = Prompts(questions, teacher.processor, spec.prompt)
+            check_sees_image(teacher, self._teacher_prompts, role="teacher")
+        terms = tuple(_term(term) for term in spec.objective)
+        self._on_labels = needs(terms, "labels")
+        self._on_responses = needs(terms, "responses")
+        grpo = any(isinstance(term, GrpoTerm) for term in terms)
+        self._least = spec.min_group if grpo else 1
+        self._index = {
+            side: self._open_index(side, context)
+            for side in ("teacher", "student")
+            if f"responses.{side}" in context.inputs
+        }
+        self._long_labels = 0
+
+    def _open_index(self, side: str, context: StageContext) -> ResponseIndex:
+        return ResponseIndex(
+            context.inputs[f"responses.{side}"],
+            context.inputs.get(f"rewards.{side}"),
+            context.inputs.get(f"scores.{side}"),
+            limit=self._spec.max_new_tokens,
+        )
+
+    def ratio(self, iteration: int) -> int:
+        """The masking ratio of an iteration (Eq. 3), per 10,000."""
+        return curriculum.ratio_at(iteration, self._spec.schedule, self.total)
+
+    def groups(self, iteration: int) -> tuple[list[Group], int]:
+        """The kept groups of an iteration and how many questions were dropped."""
+        indices = curriculum.step_questions(self._spec.schedule, len(self._questions), iteration)
+        ratio = self.ratio(iteration)
+        groups = [group for i in indices if (group := self._group(i, ratio)) is not None]
+        return groups, len(indices) - len(groups)
+
+    def _group(self, index: int, ratio: int) -> Group | None:
+        question = self._questions[index]
+        responses: list[Response] = []
+        if self._on_responses:
+            for side, stored in self._index.items():
+                responses += stored.get(question.id, ratio if side == "teacher" else 0)
+            if len(responses) < self._least:
+                return None
+        if self._on_labels:
+            text = question.training_label or question.label or ""
+            ids = label_ids(self._student.processor, self._student.ids, text)
+            if len(ids) > self._spec.max_new_tokens:
+                self._long_labels += 1
+                return None
+            responses.append(Response(token_ids=ids, source=LABEL))
+        return Group(
+            question_id=question.id,
+            student_prompt=self._prompts(index),
+            teacher_prompt=None if self._teacher_prompts is None else self._teacher_prompts(index),
+            responses=tuple(responses),
+        )
+
+    def left_out(self) -> dict[str, int]:
+        """Responses and labels that left their group, by reason."""
+        stored = self._index.values()
+        return {
+            "responses_without_verdict": sum(index.missing for index in stored),
+            "responses_over_limit": sum(index.too_long for index in stored),
+            "responses_empty": sum(index.empty for index in stored),
+            "labels_over_limit": self._long_labels,
+        }
+
+
+def _validator(
+    spec: TrainSpec, validation: ValidationSpec | None, opened: OpenedModel, context: StageContext
+) -> Callable[[Any], tuple[float, float, float, int]] | None:
+    if validation is None:
+        return None
+    questions = open_questions(validation.data)
+    prompts = Prompts(questions, opened.processor, spec.prompt)
+    indices = list(range(min(validation.questions or len(questions), len(questions))))
+    precision = DTYPES[spec.optimiser.precision]
+
+    def validate(model: Any) -> tuple[float, float, float, int]:
+        engine = TransformersEngine(
+            model,
+            opened.processor,
+            opened.ids,
+            batch_rows=context.runtime.generation_batch,
+            precision=precision,
+        )
+        answers = greedy_answers(
+            engine, prompts, indices, max_new_tokens=validation.max_new_tokens, chunk=len(indices)
+        )
+        right = sum(
+            verify(validation.rule.rule, completion.text, question).reward == 1.0
+            for _, question, completion in answers
+        )
+        value, low, high = wilson(right, len(indices))
+        return value, low, high, len(indices)
+
+    return validate

@@ -1,0 +1,1 @@
+"""What a teacher is: its weight masks, and what it says about a batch."""

@@ -1,0 +1,89 @@
+"""A teacher in memory whose mask can be set to any ratio: applied in place, restored going down."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from masters.errors import ModelError
+from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_bytes
+from masters.teachers.thresholds import LayerThresholds, Thresholds
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class MaskedTeacher:
+    """A frozen VLM in eval mode, masked in place.
+
+    Rising ratios only zero more of what is in memory (masks are nested). A falling ratio reads the
+    original weights back from the checkpoint, one tensor at a time: there is never a second copy of
+    the model in memory.
+
+    Args:
+        model: the unmasked teacher, as loaded from ``folder``.
+        folder: its checkpoint.
+        thresholds: None for a teacher that is never masked.
+    """
+
+    def __init__(self, model: Any, folder: Path, thresholds: Thresholds | None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.ratio = 0
+        self.bytes_read = 0
+        self.seconds = 0.0
+        self._thresholds = thresholds
+        self._entries = checkpoint_tensors(folder) if thresholds is not None else {}
+        if thresholds is not None:
+            self._check(thresholds, folder)
+
+    def _check(self, thresholds: Thresholds, folder: Path) -> None:
+        for name, layer in thresholds.layers.items():
+            weight = self._weight(name)
+            entry = self._entries.get(layer.tensor)
+            if entry is None or entry.shape != tuple(weight.shape):
+                raise ModelError(
+                    f"{folder}: the thresholds speak of {layer.tensor} ({tuple(weight.shape)} in the "
+                    "model), which the checkpoint does not hold in that shape. Run mask again on "
+                    "this checkpoint"
+                )
+
+    def _weight(self, name: str) -> nn.Parameter:
+        return self.model.get_submodule(name).weight
+
+    @torch.no_grad()
+    def set_ratio(self, ratio: int) -> None:
+        """Masks the weights at this ratio (per 10,000); 0 restores the original bit for bit.
+
+        Raises:
+            ModelError: the thresholds hold no such ratio.
+        """
+        if ratio == self.ratio:
+            return
+        thresholds = self._thresholds
+        if thresholds is None or (ratio != 0 and ratio not in thresholds.ratios):
+            known = () if thresholds is None else thresholds.ratios
+            raise ModelError(f"no thresholds for masking ratio {ratio}/10000; there are {known}")
+        begin = time.perf_counter()
+        column = None if ratio == 0 else thresholds.ratios.index(ratio)
+        for name, layer in thresholds.layers.items():
+            weight, entry = self._weight(name), self._entries[layer.tensor]
+            if ratio < self.ratio or weight.dtype != DTYPES[entry.dtype]:
+                self._reload(weight, entry, layer, column)
+            elif column is not None:
+                weight.masked_fill_(weight.abs() < layer.values[column], 0)
+        self.ratio = ratio
+        self.seconds += time.perf_counter() - begin
+
+    def _reload(
+        self, weight: nn.Parameter, entry: TensorEntry, layer: LayerThresholds, column: int | None
+    ) -> None:
+        raw = torch.from_numpy(read_bytes(entry)).view(DTYPES[entry.dtype])
+        self.bytes_read += entry.stop - entry.start
+        original = raw.view(entry.shape)
+        if column is not None:
+            # In the stored dtype, before any cast: lambda was measured there.
+            original.masked_fill_(original.abs() < layer.values[column], 0)
+        weight.copy_(original)

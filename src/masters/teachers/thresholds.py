@@ -1,0 +1,191 @@
+"""Magnitude thresholds of the teacher's mask (Eq. 1 and 2 of arXiv 2512.22238).
+
+For ratio r and a layer of n weights, lambda_r is the floor(r n)-th smallest magnitude (counted from
+0) and a weight is zeroed where |w| < lambda_r: at most r n zeros, masks of rising ratios nested, and
+r = 0 changes nothing. All of it is exact and happens on the stored dtype.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from masters.errors import ModelError
+from masters.models.checkpoint import TensorEntry, read_bytes
+
+SCALE = 10_000
+FORMAT = 1
+#: Stored dtype -> (unsigned view, bits of magnitude, dtype the threshold is read back as).
+VIEWS = {"F32": (np.uint32, 31), "BF16": (np.uint16, 15), "F16": (np.uint16, 15)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerThresholds:
+    """Thresholds of one weight matrix, for each ratio in the order of ``Thresholds.ratios``.
+
+    Args:
+        tensor: the checkpoint's name of the weight.
+        size: number of weights n.
+        values: lambda for each ratio, exactly representable in the stored dtype.
+        zeros: weights below it (zeros the mask leaves), for each ratio.
+    """
+
+    tensor: str
+    size: int
+    values: tuple[float, ...]
+    zeros: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The mask of one teacher at every ratio.
+
+    Args:
+        ratios: rising, per 10,000, each above 0.
+        layers: by module name.
+        parameters: all parameters of the model, masked or not (N of Eq. 1).
+        weights: fingerprint of the weights measured.
+    """
+
+    ratios: tuple[int, ...]
+    layers: Mapping[str, LayerThresholds]
+    parameters: int
+    weights: str
+
+    def share_of_zeros(self, ratio: int) -> float:
+        """Share of all the model's parameters that the mask zeroes at this ratio; 0 at ratio 0."""
+        if ratio == 0:
+            return 0.0
+        column = self.ratios.index(ratio)
+        return sum(layer.zeros[column] for layer in self.layers.values()) / self.parameters
+
+
+def layer_thresholds(
+    weight: np.ndarray, ratios: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Thresholds of one float array: (lambda per ratio, number of weights below it per ratio).
+
+    Args:
+        weight: float32 or float16, any shape.
+        ratios: per 10,000, each in [0, 10000).
+
+    Returns:
+        lambda_r = the floor(r n)-th smallest |w|, counted from 0; and #{|w| < lambda_r} <= r n.
+    """
+    kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+    if weight.dtype not in kinds:
+        raise ValueError(f"weight is {weight.dtype}; expected float32 or float16")
+    raw = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
+    return _thresholds(raw, kinds[weight.dtype], ratios, "the weight")
+
+
+def tensor_thresholds(entry: TensorEntry, ratios: Sequence[int]) -> LayerThresholds:
+    """The same for one tensor on disk, read once."""
+    if entry.dtype not in VIEWS:
+        raise ModelError(
+            f"{entry.file}: {entry.name} is stored as {entry.dtype}; expected F32, F16 or BF16. "
+            "Quantised weights have no magnitudes of their own: mask the unquantised checkpoint"
+        )
+    values, zeros = _thresholds(read_bytes(entry), entry.dtype, ratios, entry.name)
+    return LayerThresholds(tensor=entry.name, size=entry.size, values=values, zeros=zeros)
+
+
+def _thresholds(
+    raw: np.ndarray, dtype: str, ratios: Sequence[int], name: str
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    view, bits = VIEWS[dtype]
+    # Without its sign bit, an IEEE float's bit pattern orders like its magnitude.
+    magnitude = raw.view(view) & view((1 << bits) - 1)
+    if magnitude.size and magnitude.max() >= _infinity(dtype):
+        raise ModelError(f"{name} holds NaN or infinite weights; expected finite ones")
+    ranks = [ratio * magnitude.size // SCALE for ratio in ratios]
+    found = _select(magnitude, bits, ranks)
+    return tuple(_as_float(b, dtype) for b, _ in found), tuple(below for _, below in found)
+
+
+def _infinity(dtype: str) -> int:
+    return {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}[dtype]
+
+
+def _select(magnitude: np.ndarray, bits: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """For each rank: the rank-th smallest value, and how many are smaller.
+
+    One histogram over the upper 16 bits serves every rank; 32-bit values need a second one inside
+    the bucket found.
+    """
+    low = max(bits - 16, 0)
+    upper = (magnitude >> low).astype(np.int64)
+    high = _running_counts(upper, 1 << (bits - low))
+    found = []
+    for rank in ranks:
+        bucket = int(np.searchsorted(high, rank, side="right"))
+        below = int(high[bucket - 1]) if bucket else 0
+        if low:
+            inside = magnitude[upper == bucket] & magnitude.dtype.type((1 << low) - 1)
+            counts = _running_counts(inside.astype(np.int64), 1 << low)
+            rest = int(np.searchsorted(counts, rank - below, side="right"))
+            below += int(counts[rest - 1]) if rest else 0
+            bucket = (bucket << low) | rest
+        found.append((bucket, below))
+    return found
+
+
+def _running_counts(values: np.ndarray, length: int) -> np.ndarray:
+    return np.cumsum(np.bincount(values, minlength=length))
+
+
+def _as_float(pattern: int, dtype: str) -> float:
+    if dtype == "F16":
+        return float(np.uint16(pattern).view(np.float16))
+    return float(np.uint32(pattern << (16 if dtype == "BF16" else 0)).view(np.float32))
+
+
+def save_thresholds(thresholds: Thresholds, file: Path) -> str:
+    """The thresholds file's JSON text (shares of zeros included, for a reader)."""
+    layers = {
+        name: {**asdict(layer), "share": [z / layer.size for z in layer.zeros]}
+        for name, layer in thresholds.layers.items()
+    }
+    shares = [thresholds.share_of_zeros(ratio) for ratio in thresholds.ratios]
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "ratios": thresholds.ratios,
+            "share_of_zeros": shares,
+            "parameters": thresholds.parameters,
+            "weights": thresholds.weights,
+            "layers": layers,
+        },
+        indent=1,
+    )
+    file.write_text(text + "\n")
+    return text
+
+
+def load_thresholds(file: Path) -> Thresholds:
+    """Reads a thresholds file; raises ModelError when it is absent, broken or of another format."""
+    try:
+        data = json.loads(file.read_text())
+        if data["format"] != FORMAT:
+            raise ModelError(f"{file}: format {data['format']}; expected {FORMAT}. Run mask again")
+        layers = {
+            name: LayerThresholds(
+                tensor=item["tensor"],
+                size=item["size"],
+                values=tuple(item["values"]),
+                zeros=tuple(item["zeros"]),
+            )
+            for name, item in data["layers"].items()
+        }
+        return Thresholds(
+            ratios=tuple(data["ratios"]),
+            layers=layers,
+            parameters=data["parameters"],
+            weights=data["weights"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{file}: not a readable thresholds file ({error}); run mask again") from error

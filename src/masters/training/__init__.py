@@ -1,0 +1,1 @@
+"""How the student learns: token losses, the objective with its one reducer, batches, the loop."""

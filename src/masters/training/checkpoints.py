@@ -1,0 +1,122 @@
+"""Checkpoints of a training run: everything it needs to go on bit for bit, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from masters.errors import StageError
+
+KEEP = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands: steps done, mask ratio, best validation accuracy so far."""
+
+    step: int
+    ratio: int
+    best: float | None
+
+
+def save_checkpoint(
+    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, position: Position
+) -> None:
+    """Writes ``folder/step-NNNNNNNN`` under a temporary name, renames it, then drops older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{position.step:08d}"
+    partial = folder / f"partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(_unique_tensors(model), partial / "model.safetensors")
+    torch.save(optimiser.state_dict(), partial / "optimiser.pt")
+    torch.save(torch.get_rng_state(), partial / "rng.pt")
+    (partial / "position.json").write_text(json.dumps(vars(position)))
+    for file in partial.iterdir():
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _sync(folder)
+    for old in _checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(
+    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> Position | None:
+    """Restores the newest checkpoint in place; None when there is none.
+
+    Raises:
+        StageError: it cannot be read.
+    """
+    for left in folder.glob("partial-*"):
+        shutil.rmtree(left)
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    try:
+        weights = load_file(newest / "model.safetensors")
+        model.load_state_dict(weights, strict=False)
+        missing = _unique_tensors(model).keys() ^ weights.keys()
+        if missing:
+            raise StageError(f"{newest}: weights differ from the model's: {sorted(missing)[:3]}")
+        optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True))
+        torch.set_rng_state(torch.load(newest / "rng.pt", weights_only=True))
+        return Position(**json.loads((newest / "position.json").read_text()))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StageError(
+            f"{newest}: the checkpoint cannot be read ({error}). Delete it to go on from the one "
+            "before, or from the start of the stage"
+        ) from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without the second name of tied weights."""
+    seen: set[tuple[int, int]] = set()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        tensors[name] = tensor.contiguous()
+    return tensors
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cut_log(file: Path, step: int) -> None:
+    """Drops every line of a JSON-lines log past ``step`` (and a torn last line)."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, file)

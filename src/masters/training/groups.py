@@ -1,0 +1,124 @@
+"""The G responses to a question, and the padded rows that score a micro-batch of questions.
+
+Rows hold each *distinct* token sequence of a group once: duplicates share their divergence and
+log-probs exactly. Shape suffixes: U distinct rows, T tokens of a row, N response tokens of all
+distinct rows, M response tokens of all responses (duplicates counted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from masters.models.encode import EncodedPrompt, pad_rows
+
+LABEL = "label"
+TEACHER = "teacher"
+STUDENT = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """One response (or the label) of a question.
+
+    Args:
+        token_ids: in the student's vocabulary, end token included when it is there.
+        source: teacher, student or label.
+        accuracy: the judge's reward; None for a label.
+        reference: log pi_ref of each token; None where the objective has no KL.
+    """
+
+    token_ids: tuple[int, ...]
+    source: str
+    accuracy: float | None = None
+    reference: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One question of an optimiser step with everything to learn from about it."""
+
+    question_id: str
+    student_prompt: EncodedPrompt
+    teacher_prompt: EncodedPrompt | None
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Distinct sequences of some groups, ready for a model.
+
+    Args:
+        groups: the groups, in order.
+        row_of: for each group, the distinct row of each of its responses.
+        spans: for each distinct row, its token range [start, stop) within N.
+        targets_N: response token ids.
+        row_N: row of the hidden state that predicts each response token.
+    """
+
+    groups: tuple[Group, ...]
+    row_of: tuple[tuple[int, ...], ...]
+    spans: tuple[tuple[int, int], ...]
+    targets_N: torch.Tensor
+    row_N: torch.Tensor
+    _sequences: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def inputs(
+        self, *, teacher: bool, pad: int, device: torch.device | str
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """(model inputs [U, T], column [N] of the hidden state that predicts each response token).
+
+        Teacher and student each read their own prompt (own processor, own image tokens) and the
+        same response ids.
+        """
+        rows, columns = [], []
+        for g, ids in self._sequences:
+            group = self.groups[g]
+            prompt = group.teacher_prompt if teacher else group.student_prompt
+            assert prompt is not None
+            rows.append((prompt, ids))
+            first = len(prompt.ids) - 1
+            columns.extend(range(first, first + len(ids)))
+        return pad_rows(rows, pad=pad, device=device), torch.tensor(columns, device=device)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same with its index tensors on ``device``."""
+        return Rows(
+            groups=self.groups,
+            row_of=self.row_of,
+            spans=self.spans,
+            targets_N=self.targets_N.to(device),
+            row_N=self.row_N.to(device),
+            _sequences=self._sequences,
+        )
+
+
+def make_rows(groups: Sequence[Group]) -> Rows:
+    """Rows of the distinct response sequences of these groups."""
+    sequences: list[tuple[int, tuple[int, ...]]] = []
+    row_of, spans = [], []
+    targets: list[int] = []
+    row_N: list[int] = []
+    for g, group in enumerate(groups):
+        known: dict[tuple[int, ...], int] = {}
+        mine = []
+        for response in group.responses:
+            ids = response.token_ids
+            if ids not in known:
+                known[ids] = len(sequences)
+                sequences.append((g, ids))
+                spans.append((len(targets), len(targets) + len(ids)))
+                targets.extend(ids)
+                row_N.extend([known[ids]] * len(ids))
+            mine.append(known[ids])
+        row_of.append(tuple(mine))
+    return Rows(
+        groups=tuple(groups),
+        row_of=tuple(row_of),
+        spans=tuple(spans),
+        targets_N=torch.tensor(targets),
+        row_N=torch.tensor(row_N),
+        _sequences=tuple(sequences),
+    )

@@ -1,0 +1,276 @@
+"""The training loop: iterations of a plan, logged, validated, checkpointed, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+
+from masters.models.load import TokenIds, save_model
+from masters.teachers.masked import MaskedTeacher
+from masters.training.checkpoints import Position, cut_log, load_checkpoint, save_checkpoint
+from masters.training.groups import Group
+from masters.training.objective import StepSums
+from masters.training.step import StepSettings, accumulate, apply_gradient
+from masters.training.student import Student
+from masters.training.trackers import Tracker
+
+
+class Curriculum(Protocol):
+    """What is trained when: groups and masking ratio of each iteration."""
+
+    def ratio(self, iteration: int) -> int: ...
+
+    def groups(self, iteration: int) -> tuple[list[Group], int]:
+        """The kept groups of an iteration and how many were dropped."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSettings:
+    """AdamW on float32 weights: rate, decay, moments, schedule."""
+
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    schedule: str
+    warmup: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How long and how safely to train.
+
+    Args:
+        start, stop: iterations [start, stop) of the phase.
+        total: iterations of the phase (for the learning-rate schedule).
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations; 0 for none.
+        workers: threads that prepare coming iterations; 0 prepares in the loop.
+    """
+
+    start: int
+    stop: int
+    total: int
+    checkpoint_every: int
+    validate_every: int
+    workers: int
+
+
+def make_optimiser(student: torch.nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """AdamW over everything trained."""
+    return torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def learning_rate(step: int, total: int, settings: OptimiserSettings) -> float:
+    """Rate of step ``step`` (0-based): linear warm-up, then constant or linear to 0."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * (total - step) / max(1, total - settings.warmup)
+
+
+class Trainer:
+    """Runs the iterations of one train stage in ``folder``.
+
+    Args:
+        student: the root module.
+        teacher: the live masked teacher, or None.
+        curriculum: groups and ratios by iteration.
+        ids: special ids of the student.
+        step: what a step does.
+        optimiser: see OptimiserSettings.
+        loop: see LoopSettings.
+        folder: the stage's folder.
+        source: model folder whose processor files go with the student's weights.
+        validate: greedy accuracy on validation questions, (accuracy, low, high, n); None for none.
+        progress: done, total, note.
+        trackers: read the same numbers as metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Student,
+        teacher: MaskedTeacher | None,
+        curriculum: Curriculum,
+        ids: TokenIds,
+        step: StepSettings,
+        optimiser: OptimiserSettings,
+        loop: LoopSettings,
+        folder: Path,
+        source: Path,
+        validate: Callable[[Any], tuple[float, float, float, int]] | None,
+        progress: Callable[[int, int, str], None],
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self.student, self.teacher, self.curriculum = student, teacher, curriculum
+        self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
+        self.folder, self.source, self.validate = folder, source, validate
+        self.progress, self.trackers = progress, trackers
+        self.optimiser = make_optimiser(student, optimiser)
+        self.best: float | None = None
+
+    def carry_optimiser(self, file: Path) -> None:
+        """Starts from another stage's optimiser state (Adam runs on within a phase)."""
+        self.optimiser.load_state_dict(torch.load(file, weights_only=True))
+
+    def run(self) -> dict[str, Any]:
+        """Trains from the last checkpoint (or the start) to the end; writes model/ and best/."""
+        done = self._resume()
+        steps = self.loop.stop - self.loop.start
+        if self.loop.validate_every and done == 0:
+            self._validate(0)
+        pool = ThreadPoolExecutor(self.loop.workers) if self.loop.workers else None
+        try:
+            feed = _Feed(self.curriculum, self.loop.start + done, self.loop.stop, pool)
+            while done < steps:
+                metrics = self._iteration(self.loop.start + done, feed)
+                done += 1
+                self._log(done, metrics)
+                if self.loop.validate_every and (
+                    done % self.loop.validate_every == 0 or done == steps
+                ):
+                    self._validate(done)
+                if done % self.loop.checkpoint_every == 0 and done < steps:
+                    self._checkpoint(done)
+                rate = 1 / max(metrics["time/step_seconds"], 1e-9)
+                self.progress(done, steps, f"{rate:.1f} steps/s, loss {metrics['loss/total']:.4f}")
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        self._checkpoint(done)
+        return self._finish(steps)
+
+    def _iteration(self, i: int, feed: _Feed) -> dict[str, float]:
+        begin = time.perf_counter()
+        groups, dropped = feed.take(i)
+        waited = time.perf_counter() - begin
+        ratio = self.curriculum.ratio(i)
+        if self.teacher is not None:
+            self.teacher.set_ratio(ratio)
+        sums = StepSums()
+        rate = learning_rate(i, self.loop.total, self.optimiser_settings)
+        for part in self.optimiser.param_groups:
+            part["lr"] = rate
+        norm = 0.0
+        if groups:
+            accumulate(
+                self.student,
+                self.teacher,
+                groups,
+                ids=self.ids,
+                settings=self.step,
+                questions=len(groups),
+                sums=sums,
+            )
+            norm = apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+        seconds = time.perf_counter() - begin
+        return {
+            **{f"loss/{name}": value for name, value in sums.loss.items()},
+            "loss/total": sums.loss.get("total", 0.0),
+            **{f"grad_norm/{n}": math.sqrt(v) for n, v in sums.squared_norm.items()},
+            "grad_norm/total": norm,
+            **{f"reward/{name}": fmean(values) for name, values in sums.rewards.items()},
+            "groups/without_signal": sums.silent_groups / max(1, sums.groups),
+            "groups/dropped": dropped,
+            "kl/max": sums.kl_max,
+            "mask/ratio": ratio / 10_000,
+            "mask/bytes_read": self.teacher.bytes_read if self.teacher else 0,
+            "lr": rate,
+            "tokens": sums.tokens,
+            "time/tokens_per_second": sums.tokens / seconds,
+            "time/data_wait": waited / seconds,
+            "time/step_seconds": seconds,
+        }
+
+    def _log(self, done: int, metrics: dict[str, float]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.loop.start + done, **metrics}) + "\n")
+        for tracker in self.trackers:
+            tracker.log(self.loop.start + done, metrics)
+
+    def _resume(self) -> int:
+        position = load_checkpoint(self.folder / "checkpoints", self.student, self.optimiser)
+        step = self.loop.start if position is None else position.step
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            # A run that starts again from nothing validates its first point again too.
+            cut_log(self.folder / name, step if position is not None else -1)
+        if position is not None:
+            self.best = position.best
+        return step - self.loop.start
+
+    def _checkpoint(self, done: int) -> None:
+        at = self.loop.start + done
+        ratio = self.teacher.ratio if self.teacher else 0
+        position = Position(step=at, ratio=ratio, best=self.best)
+        save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
+
+    def _validate(self, done: int) -> None:
+        assert self.validate is not None
+        self.student.eval()
+        accuracy, low, high, n = self.validate(self.student.vlm)
+        self.student.train()
+        row = {"step": self.loop.start + done, "n": n, "accuracy": accuracy, "low": low, "high": high}
+        with (self.folder / "validation.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        if self.best is None or accuracy > self.best:
+            self.best = accuracy
+            self._export("best")
+
+    def _export(self, name: str) -> None:
+        partial = self.folder / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(self.student.vlm, partial, source=self.source)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        partial.rename(self.folder / name)
+
+    def _finish(self, steps: int) -> dict[str, Any]:
+        self._export("model")
+        if self.best is None:
+            shutil.rmtree(self.folder / "best", ignore_errors=True)
+        torch.save(self.optimiser.state_dict(), self.folder / "optimiser.pt")
+        for tracker in self.trackers:
+            tracker.close()
+        teacher = self.teacher
+        return {
+            "steps": steps,
+            "best_validation": self.best,
+            "mask_bytes_read": teacher.bytes_read if teacher else 0,
+            "mask_seconds": teacher.seconds if teacher else 0.0,
+        }
+
+
+class _Feed:
+    """Groups of coming iterations, prepared ahead by threads when there is a pool."""
+
+    def __init__(
+        self, curriculum: Curriculum, start: int, stop: int, pool: ThreadPoolExecutor | None
+    ) -> None:
+        self._curriculum, self._next, self._stop, self._pool = curriculum, start, stop, pool
+        self._ahead: dict[int, Future[tuple[list[Group], int]]] = {}
+
+    def take(self, i: int) -> tuple[list[Group], int]:
+        if self._pool is None:
+            return self._curriculum.groups(i)
+        while self._next < min(self._stop, i + 3):
+            self._ahead[self._next] = self._pool.submit(self._curriculum.groups, self._next)
+            self._next += 1
+        return self._ahead.pop(i).result()

@@ -1,0 +1,54 @@
+"""The one root module of training: trunk and output head are used inside its forward only."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from masters.training.token_scores import ScoreSettings, token_scores
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to ``precision``, or nothing for float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def response_states(
+    vlm: Any, inputs: dict[str, torch.Tensor], row_N: torch.Tensor, column_N: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden states [N, D] at the given rows and columns; no logits are made."""
+    states_UTD = vlm.base_model(**inputs, use_cache=False).last_hidden_state
+    return states_UTD[row_N, column_N]
+
+
+class Student(nn.Module):
+    """A trainable VLM whose forward gives per-token scores (DDP and FSDP wrap this module).
+
+    Args:
+        vlm: float32 weights.
+        precision: compute dtype; the trained weights stay float32 whatever it is.
+    """
+
+    def __init__(self, vlm: Any, *, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.precision = precision
+
+    def forward(
+        self,
+        inputs: dict[str, torch.Tensor],
+        row_N: torch.Tensor,
+        column_N: torch.Tensor,
+        targets_N: torch.Tensor,
+        hidden_T: torch.Tensor | None,
+        head_T: torch.Tensor | None,
+        settings: ScoreSettings,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(jsd_N, logp_N) of the response tokens; see ``token_scores``."""
+        with autocast(row_N.device, self.precision):
+            hidden_S = response_states(self.vlm, inputs, row_N, column_N)
+        head_S = self.vlm.get_output_embeddings().weight
+        return token_scores(hidden_S, head_S, hidden_T, head_T, targets_N, settings)

@@ -1,0 +1,163 @@
+"""JSD and sampled log-prob of each response token from hidden states, without a [T, V] tensor.
+
+The vocabulary-sized tensors of both models exist for one chunk of tokens at a time. Forward keeps
+hidden states and per-token numbers only; backward makes a chunk's logits once more and applies the
+analytic gradients
+
+    dJSD/dz = Q * (g - sum_v Q g),  g = (1 - b) log(Q / mix),  over the temperature
+    dlog q(y)/dz = onehot(y) - Q
+
+so that any weighting of the two (per token) costs one pass. Shape suffixes: N response tokens,
+D hidden, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import log_softmax
+
+from masters.training.losses import jsd_from_log_probs
+
+CHUNK = 1024
+
+
+@dataclass(kw_only=True)
+class ScoreSettings:
+    """How tokens are scored, and what the backward pass found on its way.
+
+    Args:
+        beta: weight of the teacher in the JSD.
+        temperature: of the JSD; log-probs are always at temperature 1.
+        vocabulary: rows of both heads that are real tokens (None: all of the student's).
+        dtype: of the matrix products (logits are float32 or wider whatever it is).
+        chunk: tokens per chunk.
+        jsd_norm_N: filled by backward: |dJSD_n / dh_n| of each token.
+        logp_norm_N: filled by backward: |dlog q(y_n) / dh_n| of each token.
+    """
+
+    beta: float = 0.5
+    temperature: float = 1.0
+    vocabulary: int | None = None
+    dtype: torch.dtype = torch.float32
+    chunk: int = CHUNK
+    jsd_norm_N: torch.Tensor | None = field(default=None)
+    logp_norm_N: torch.Tensor | None = field(default=None)
+
+
+def token_scores(
+    hidden_S: torch.Tensor,
+    head_S: torch.Tensor,
+    hidden_T: torch.Tensor | None,
+    head_T: torch.Tensor | None,
+    targets: torch.Tensor,
+    settings: ScoreSettings | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(jsd_N, logp_N): divergence to the teacher and log-prob of the target, per response token.
+
+    Differentiable in ``hidden_S`` and ``head_S``; the teacher gets no gradient.
+
+    Args:
+        hidden_S: [N, D_S], the student's last hidden states at the positions that predict targets.
+        head_S: [V_S, D_S], its output head.
+        hidden_T: [N, D_T] of the teacher, or None: jsd_N is then 0.
+        head_T: [V_T, D_T].
+        targets: [N], token ids below the common vocabulary.
+        settings: see ScoreSettings.
+
+    Returns:
+        jsd_N in [0, ln 2] nats and logp_N <= 0, float32 (float64 for float64 inputs).
+    """
+    settings = settings or ScoreSettings()
+    if hidden_S.ndim != 2 or targets.shape != hidden_S.shape[:1]:
+        raise ValueError(
+            f"hidden_S {tuple(hidden_S.shape)} and targets {tuple(targets.shape)}; expected [N, D], [N]"
+        )
+    if (hidden_T is None) != (head_T is None):
+        raise ValueError("hidden_T and head_T come together or not at all")
+    if hidden_T is not None and hidden_T.shape[0] != hidden_S.shape[0]:
+        raise ValueError(f"{hidden_T.shape[0]} teacher tokens for {hidden_S.shape[0]} student tokens")
+    return _TokenScores.apply(hidden_S, head_S, hidden_T, head_T, targets, settings)  # type: ignore[no-any-return]
+
+
+def _log_probs(
+    hidden_CD: torch.Tensor, head_VD: torch.Tensor, vocabulary: int, temperature: float
+) -> torch.Tensor:
+    logits_CV = hidden_CD.to(head_VD.dtype) @ head_VD[:vocabulary].T
+    if logits_CV.dtype != torch.float64:
+        logits_CV = logits_CV.float()
+    return log_softmax(logits_CV / temperature if temperature != 1.0 else logits_CV, dim=-1)
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_S, head_S, hidden_T, head_T, targets, settings):  # noqa: ANN001, ANN205
+        compute = torch.float64 if hidden_S.dtype == torch.float64 else settings.dtype
+        vocabulary = settings.vocabulary or head_S.shape[0]
+        wide = torch.promote_types(compute, torch.float32)
+        jsd_N = torch.zeros(len(targets), dtype=wide, device=hidden_S.device)
+        logp_N = torch.empty_like(jsd_N)
+        weight_S = head_S.detach().to(compute)
+        weight_T = None if head_T is None else head_T.detach().to(compute)
+        for start in range(0, len(targets), settings.chunk):
+            c = slice(start, start + settings.chunk)
+            log_q_CV = _log_probs(hidden_S[c].detach(), weight_S, vocabulary, 1.0)
+            logp_N[c] = log_q_CV.gather(1, targets[c, None])[:, 0]
+            if weight_T is not None:
+                log_p_CV = _log_probs(
+                    hidden_T[c].detach(), weight_T, vocabulary, settings.temperature
+                )
+                if settings.temperature != 1.0:
+                    log_q_CV = _log_probs(
+                        hidden_S[c].detach(), weight_S, vocabulary, settings.temperature
+                    )
+                jsd_N[c] = jsd_from_log_probs(log_p_CV, log_q_CV, settings.beta)[0]
+        ctx.save_for_backward(hidden_S, head_S, hidden_T, head_T, targets)
+        ctx.settings, ctx.compute, ctx.vocabulary = settings, compute, vocabulary
+        return jsd_N, logp_N
+
+    @staticmethod
+    def backward(ctx, grad_jsd_N, grad_logp_N):  # noqa: ANN001, ANN205
+        hidden_S, head_S, hidden_T, head_T, targets = ctx.saved_tensors
+        settings, vocabulary = ctx.settings, ctx.vocabulary
+        weight_S = head_S.detach().to(ctx.compute)
+        weight_T = None if head_T is None else head_T.detach().to(ctx.compute)
+        grad_hidden = torch.zeros_like(hidden_S)
+        grad_head = torch.zeros_like(head_S) if ctx.needs_input_grad[1] else None
+        jsd_norm_N, logp_norm_N = torch.zeros_like(grad_jsd_N), torch.zeros_like(grad_logp_N)
+        for start in range(0, len(targets), settings.chunk):
+            c = slice(start, start + settings.chunk)
+            h_CD = hidden_S[c].detach()
+            log_q_CV = _log_probs(h_CD, weight_S, vocabulary, 1.0)
+            dlogp_CV = -log_q_CV.exp()
+            dlogp_CV.scatter_add_(
+                1, targets[c, None], torch.ones_like(dlogp_CV[:, :1])
+            )
+            towards_CD = dlogp_CV.to(ctx.compute) @ weight_S[:vocabulary]
+            logp_norm_N[c] = towards_CD.float().norm(dim=1)
+            total_CD = grad_logp_N[c, None] * towards_CD
+            dlogits_CV = grad_logp_N[c, None] * dlogp_CV
+            if weight_T is not None:
+                djsd_CV = _jsd_gradient(h_CD, weight_S, hidden_T[c], weight_T, log_q_CV, ctx)
+                apart_CD = djsd_CV.to(ctx.compute) @ weight_S[:vocabulary]
+                jsd_norm_N[c] = apart_CD.float().norm(dim=1)
+                total_CD = total_CD + grad_jsd_N[c, None] * apart_CD
+                dlogits_CV = dlogits_CV + grad_jsd_N[c, None] * djsd_CV
+            grad_hidden[c] = total_CD.to(grad_hidden.dtype)
+            if grad_head is not None:
+                update = dlogits_CV.to(ctx.compute).T @ h_CD.to(ctx.compute)
+                grad_head[:vocabulary] += update.to(grad_head.dtype)
+        settings.jsd_norm_N, settings.logp_norm_N = jsd_norm_N, logp_norm_N
+        return grad_hidden, grad_head, None, None, None, None
+
+
+def _jsd_gradient(h_CD, weight_S, hidden_T_CD, weight_T, log_q_CV, ctx):  # noqa: ANN001, ANN202
+    """d JSD / d student logits, [C, V]."""
+    settings = ctx.settings
+    log_p_CV = _log_probs(hidden_T_CD.detach(), weight_T, ctx.vocabulary, settings.temperature)
+    if settings.temperature != 1.0:
+        log_q_CV = _log_probs(h_CD, weight_S, ctx.vocabulary, settings.temperature)
+    _, log_q_mix_CV, kl_q_C = jsd_from_log_probs(log_p_CV, log_q_CV, settings.beta)
+    slope_CV = log_q_CV.exp() * (log_q_mix_CV - kl_q_C[:, None])
+    return (1 - settings.beta) / settings.temperature * slope_CV

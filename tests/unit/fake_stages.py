@@ -1,0 +1,57 @@
+"""Stand-ins for the stage modules: quick, torch-free, and importable by child processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from masters.artifacts import StageContext
+from masters.errors import ModelError
+from masters.specs import AnySpec
+
+
+def works(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """Leaves one file with its process and the time it began and ended."""
+    assert all((folder / "record.json").is_file() for folder in context.inputs.values())
+    began = time.monotonic()
+    for done in range(3):
+        context.progress(done + 1, 3, "at work")
+        time.sleep(0.01)
+    (context.folder / "ran").write_text(f"{os.getpid()} {began} {time.monotonic()}\n")
+    return {"kind": spec.kind}
+
+
+def mask_fails(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """The mask stage refuses its model."""
+    if spec.kind == "mask":
+        raise ModelError("the teacher has no layer to mask")
+    time.sleep(0.05)
+    return works(spec, context)
+
+
+def mask_is_killed(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """The mask stage's process is killed from outside."""
+    if spec.kind == "mask":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return works(spec, context)
+
+
+def disk_fills(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """No stage finds room."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def breaks(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """A programming error."""
+    raise ZeroDivisionError("division by zero")
+
+
+def never_ends(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """Writes its process id and stays."""
+    (context.folder / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}
