@@ -42,6 +42,7 @@ JobsOpt = Annotated[
 ]
 SeedsOpt = Annotated[int, typer.Option("--seeds", min=1, help="method.seed 0 .. N-1.")]
 
+_INTERRUPTED = 130
 DEMO = ("sft", "distill", "masters")
 
 
@@ -56,9 +57,10 @@ def main() -> None:
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        _stderr().print("interrupted. Run the same command again; it goes on where it stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _stderr().print("interrupted. Run the same command again; it goes on where it stopped")
+        raise
 
 
 @app.command()

@@ -40,7 +40,7 @@ def iterations(n_questions: int, schedule: Schedule) -> int:
     if total < 1:
         raise RecipeError(
             f"phase {schedule.key}: {n_questions} questions are no single step of {size}; expected "
-            f"at least {size}. Lower method.optimiser.questions_per_step, or add questions or epochs"
+            f"at least {size}. Lower method.optimiser.questions_per_step, add questions or epochs"
         )
     if total < len(schedule.ratios):
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""``masters doctor``: what this machine and installation offer, and whether a run's bytes are whole."""
+"""What this machine and installation offer, and whether the bytes of a run's models are whole."""
 
 from __future__ import annotations
 

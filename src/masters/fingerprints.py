@@ -1,4 +1,4 @@
-"""What a stage's output depends on, as one hash; torch-free, and quick enough for `masters plan`."""
+"""What a stage's output depends on, as one hash: torch-free and quick."""
 
 from __future__ import annotations
 

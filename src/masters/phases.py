@@ -16,6 +16,7 @@ from masters.recipe import (
     Nll,
     Optimiser,
     Phase,
+    Precision,
     Recipe,
     Sft,
 )
@@ -97,7 +98,7 @@ class _Drafting:
         self.n_questions = n_questions
         self.drafts: dict[str, Draft] = {}
         self.train = limited(recipe.data.train, recipe.data.limit)
-        self.precision = recipe.method.optimiser.precision
+        self.precision: Precision = recipe.method.optimiser.precision
 
     def everything(self) -> Sequence[Draft]:
         student, student_inputs = self.model(self.recipe.models.student, "student")

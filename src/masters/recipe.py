@@ -1,6 +1,6 @@
 """Everything a recipe's YAML may say, typed and checked: the manual of the settings.
 
-Defaults are the paper's (arXiv 2512.22238) where it names a value; docs/methods.md lists the others.
+Defaults are the paper's (arXiv 2512.22238) where it names a value; docs/methods.md has the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from masters import recipe_checks, recipe_file
+from masters import recipe_checks, recipe_errors, recipe_file
 from masters.errors import RecipeError
 from masters.ratios import mask_ratios
 from masters.recipe_parts import Columns as Columns
@@ -99,7 +99,7 @@ class Models(Section):
 
 
 class Prompt(Section):
-    """How a question is put to a model: one place, for generating, judging, training, evaluating."""
+    """How a question is put to a model, whoever asks: one place for all stages."""
 
     system: str | None = None
     """System message."""
@@ -178,9 +178,7 @@ class AccuracyRule(Section):
 
     kind: Literal["rule", "judge"] = "rule"
     rule: Literal["exact", "normalised", "numeric", "choice", "auto"] = "auto"
-    """auto: choice where there are choices, numeric where the label is a number, else normalised."""
-    tolerance: NotNegative = 0.05
-    """Relative error the numeric rule forgives."""
+    """auto: choice where there are choices, numeric where the label is one, else normalised."""
 
 
 class DistillationReward(Section):
@@ -320,8 +318,6 @@ class Runtime(Section):
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     workers: Whole = 2
     """Processes that prepare batches; 0: none beside the trainer."""
-    log_every: Count = 1
-    """Optimiser steps between lines of metrics.jsonl."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
 
@@ -383,7 +379,7 @@ def _typed(layers: recipe_file.Layers) -> Recipe:
     try:
         recipe = Recipe.model_validate(layers.merged)
     except ValidationError as error:
-        raise RecipeError(recipe_file.explain(error, layers)) from None
+        raise RecipeError(recipe_errors.explain(error, layers)) from None
     return recipe.named(layers.name)
 
 

@@ -5,20 +5,16 @@ Order: ``extends`` < file < profile < overrides. Maps merge, lists replace.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from masters.errors import RecipeError
-
-Location = tuple[str | int, ...]
+from masters.recipe_errors import Location, dotted, nearest, short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +110,7 @@ def _find(path_or_name: str | Path, *, folder: str) -> Path:
     if text not in shipped(folder):
         what = "profile" if folder.endswith("profiles") else "recipe"
         raise RecipeError(
-            f"no {what} is called {text!r}{_nearest(text, shipped(folder)) or '.'} Shipped: "
+            f"no {what} is called {text!r}{nearest(text, shipped(folder)) or '.'} Shipped: "
             f"{', '.join(shipped(folder))}; or give the path of a .yaml file"
         )
     return _shipped_folder(folder) / f"{text}.yaml"
@@ -157,7 +153,7 @@ def _profile(path: Path, chain: Sequence[str]) -> list[tuple[str, Mapping[str, A
     """The profile, and over it what it says for this recipe alone.
 
     Args:
-        chain: the recipe and what it extends; the first that the profile's ``recipes`` knows counts.
+        chain: the recipe and what it extends; the first that ``recipes`` names counts.
     """
     content = _read(path)
     per_recipe = content.pop("recipes", None) or {}
@@ -170,7 +166,7 @@ def _profile(path: Path, chain: Sequence[str]) -> list[tuple[str, Mapping[str, A
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which ``on`` is a word, ``1e-6`` a number, and a key stands only once."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":bool", ":float"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -212,27 +208,30 @@ def _parse_override(text: str) -> tuple[Location, Any]:
 
 
 def _set(target: dict[str, Any], location: Location, value: Any, text: str) -> None:
+    """Writes the value into ``target``; what lies on the way is copied first."""
     here: Any = target
     for depth, part in enumerate(location):
-        last = depth == len(location) - 1
-        if isinstance(here, list):
-            if not isinstance(part, int) or part >= len(here):
-                where = dotted(location[:depth])
-                raise RecipeError(
-                    f"--set {text}: {where} is a list of {len(here)}; expected a number below "
-                    f"{len(here)} after it"
-                )
-            if not last:
-                here[part] = _copied(here[part])
-        elif not isinstance(here, dict):
-            raise RecipeError(f"--set {text}: {dotted(location[:depth])} has no keys")
-        elif not last:
-            part = str(part)
-            here[part] = _copied(here.get(part))
-        if last:
-            here[part if isinstance(here, list) else str(part)] = value
+        key = _key_of(here, part, location[:depth], text)
+        if depth == len(location) - 1:
+            here[key] = value
         else:
-            here = here[part]
+            below = here[key] if isinstance(here, list) else here.get(key)
+            here[key] = _copied(below)
+            here = here[key]
+
+
+def _key_of(here: Any, part: str | int, above: Location, text: str) -> Any:
+    """The part as a key of ``here``: a place in a list, or a name in a map."""
+    if isinstance(here, dict):
+        return str(part)
+    if not isinstance(here, list):
+        raise RecipeError(f"--set {text}: {dotted(above)} is {short(here)}; it has no keys")
+    if not isinstance(part, int) or part >= len(here):
+        raise RecipeError(
+            f"--set {text}: {dotted(above)} is a list of {len(here)}; expected a number below "
+            f"{len(here)} after it"
+        )
+    return part
 
 
 def _copied(value: Any) -> Any:
@@ -246,137 +245,3 @@ def _nested(location: Location, value: Any) -> dict[str, Any]:
     for part in reversed(location):
         value = {part: value}
     return value
-
-
-# -------------------------------------------------------------------------------------- errors
-
-
-def unknown_key(key: str, legal: list[str]) -> PydanticCustomError:
-    """The error for a key that a section doesn't have."""
-    return PydanticCustomError("unknown_key", "{key}", {"key": key, "legal": legal})
-
-
-def dotted(location: Sequence[str | int]) -> str:
-    """``method.phases[0].mask``."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def explain(error: ValidationError, layers: Layers) -> str:
-    """One line per mistake: file, key, what was got, what was expected, what to do."""
-    details = error.errors(include_url=False)
-    causes = [detail for detail in details if not _follows(detail, details)]
-    return "\n".join(dict.fromkeys(_explain_one(detail, layers) for detail in causes))
-
-
-def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Whether a list is only short because of mistakes in its items, which are told anyway."""
-    at = detail["loc"]
-    deeper = any(other["loc"][: len(at)] == at and other["loc"] != at for other in details)
-    return detail["type"] == "too_short" and deeper
-
-
-def _explain_one(detail: ErrorDetails, layers: Layers) -> str:
-    context: dict[str, Any] = dict(detail.get("ctx") or {})
-    location = _located(detail["loc"], layers.merged, keep_last=detail["type"] == "missing")
-    match detail["type"]:
-        case "unknown_key":
-            location = (*location, context["key"])
-            near = _nearest(context["key"], context["legal"])
-            said = f"is not a key{near or '.'} Expected one of: {', '.join(context['legal'])}"
-        case "said":
-            location = (*location, *context.get("at", ()))
-            said = context["said"]
-        case "missing":
-            said = f"is missing{_missing_hint(location)}"
-        case "union_tag_not_found":
-            said = "has no kind; expected one"
-        case "union_tag_invalid":
-            location = (*location, "kind")
-            wanted = str(context["expected_tags"])
-            near = _nearest(str(context["tag"]), _values(wanted))
-            said = f"is {context['tag']!r}; expected one of {wanted}{near}"
-        case _:
-            said = f"is {_short(detail['input'])}; expected {_expected(detail, context)}"
-    return f"{_origin(location, layers)}: {dotted(location)} {said}"
-
-
-def _located(location: Location, merged: Any, *, keep_last: bool) -> Location:
-    """The location without the union tags that pydantic mixes in."""
-    result: list[str | int] = []
-    here = merged
-    for depth, part in enumerate(location):
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int):
-            here = here[part] if part < len(here) else None
-        elif not (keep_last and depth == len(location) - 1):
-            continue
-        result.append(part)
-    return tuple(result)
-
-
-def _origin(location: Location, layers: Layers) -> str:
-    """The name of the strongest layer that says anything at the location."""
-    for name, part in reversed(layers.parts):
-        here: Any = part
-        for piece in location:
-            if isinstance(here, Mapping) and piece in here:
-                here = here[piece]
-            elif isinstance(here, list) and isinstance(piece, int) and piece < len(here):
-                here = here[piece]
-            else:
-                break
-        else:
-            return name
-    return f"{layers.name}.yaml"
-
-
-def _expected(detail: ErrorDetails, context: Mapping[str, Any]) -> str:
-    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    for bound, words in bounds.items():
-        if bound in context:
-            return f"a number {words} {context[bound]:g}"
-    if "expected" in context:
-        wanted = str(context["expected"])
-        return f"{wanted}{_nearest(str(detail['input']), _values(wanted))}"
-    plain = {
-        "int": "a whole number",
-        "float": "a number",
-        "decimal": "a number",
-        "bool": "true or false",
-        "string": "text",
-        "tuple": "a list",
-        "list": "a list",
-        "model": "keys and values",
-        "dict": "keys and values",
-    }
-    if detail["type"] == "too_short":
-        return f"at least {context['min_length']} in the list"
-    if detail["type"] == "string_pattern_mismatch":
-        return "letters, digits, '.', '_' and '-' only"
-    kind = detail["type"].partition("_")[0]
-    return plain.get(kind, detail["msg"].replace("Input should be ", ""))
-
-
-def _values(wanted: str) -> list[str]:
-    """The values named in a text such as ``'a', 'b' or 'c'``."""
-    return re.findall(r"'([^']+)'", wanted)
-
-
-def _nearest(text: str, legal: Sequence[str]) -> str:
-    close = difflib.get_close_matches(text, legal, n=1, cutoff=0.6)
-    return f". Did you mean {close[0]}?" if close else ""
-
-
-def _missing_hint(location: Location) -> str:
-    if location and location[0] in ("models", "data"):
-        return "; say it in the recipe, or name a profile that does (--profile tiny)"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from masters import recipe_file
+from masters import recipe_errors, recipe_file
 from masters.errors import RecipeError
 from masters.ratios import ratio_parts
 
@@ -32,7 +32,7 @@ class Section(BaseModel):
     def _known_keys(cls, value: Any) -> Any:
         for key in value if isinstance(value, Mapping) else ():
             if key not in cls.model_fields:
-                raise recipe_file.unknown_key(str(key), list(cls.model_fields))
+                raise recipe_errors.unknown_key(str(key), list(cls.model_fields))
         return value
 
 
@@ -131,4 +131,4 @@ DataSource = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(recipe_file.source_from_text),
 ]
-"""Where questions come from. A plain string is read by its ending: ``.jsonl``, ``.json`` (LLaVA), or a folder."""
+"""Where questions come from; text is read by its ending: .jsonl, .json (LLaVA), or a folder."""

@@ -76,7 +76,7 @@ class Schedule(Spec):
 
 
 class ValidationSpec(Spec):
-    """Greedy answers to the first ``questions`` of ``data`` every ``every`` steps and at the end."""
+    """Greedy answers to the first ``questions`` of ``data``, every so many steps and at the end."""
 
     data: DataSource
     questions: int | None
