@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from masters.recipe import Runtime
 
 RECORD = "record.json"
+_UNFINISHED_ONLY = ("checkpoints", "init")
+_LEFTOVERS = (".*.tmp", ".*.partial")
 _PACKAGES = ("masters", "torch", "transformers", "numpy", "pyarrow", "pillow", "safetensors")
 
 
@@ -172,6 +174,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "fingerprint" not in record:
         raise StageError(_torn(path, "no object with a fingerprint"))
     return record
+
+
+def tidy(folder: Path) -> None:
+    """Removes what only an unfinished stage needs, and temporary files of killed processes.
+
+    To be called once the record is written: until then the checkpoints must stay.
+    """
+    for name in _UNFINISHED_ONLY:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in _LEFTOVERS:
+        for left in (*folder.glob(pattern), *folder.glob(f"*/{pattern}")):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _torn(path: Path, reason: str) -> str:

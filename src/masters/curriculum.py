@@ -42,7 +42,7 @@ def iterations(n_questions: int, schedule: Schedule) -> int:
             f"phase {schedule.key}: {n_questions} questions are no single step of {size}; expected "
             f"at least {size}. Lower method.optimiser.questions_per_step, add questions or epochs"
         )
-    if total < len(schedule.ratios):
+    if total < len(schedule.ratios) and not schedule.smoke:
         raise RecipeError(
             f"phase {schedule.key}: {total} iterations cannot hold {len(schedule.ratios)} mask "
             f"stages; expected at least one each. Raise mask.step, add questions or epochs, or "
@@ -66,11 +66,13 @@ def ratio_at(i: int, schedule: Schedule, total: int) -> int:
 def mask_stages(schedule: Schedule, total: int) -> list[tuple[int, int, int]]:
     """(ratio, start, stop) of every mask stage, in order; stop is exclusive.
 
-    The stages cover 0 .. ``total`` and their sizes differ by at most one.
+    The stages cover 0 .. ``total`` and their sizes differ by at most one. In a smoke run with fewer
+    iterations than ratios, the ratios that no iteration visits are left out.
     """
     count = len(schedule.ratios)
     bounds = [-(-m * total // count) for m in range(count + 1)]
-    return [(schedule.ratios[m], bounds[m], bounds[m + 1]) for m in range(count)]
+    stages = [(schedule.ratios[m], bounds[m], bounds[m + 1]) for m in range(count)]
+    return [stage for stage in stages if stage[1] < stage[2]]
 
 
 def step_questions(schedule: Schedule, n_questions: int, i: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 
 class MastersError(Exception):
-    """Anything Masters refuses or gives up on, with a message written for the person who runs it."""
+    """Anything Masters refuses or gives up on, with a message for the person who runs it."""
 
 
 class RecipeError(MastersError):

@@ -78,6 +78,7 @@ def phase_schedule(recipe: Recipe, index: int) -> Schedule:
         questions_per_step=recipe.method.optimiser.questions_per_step,
         ratios=phase.mask.ratios if phase.mask else WHOLE_ONLY,
         iterations=phase.iterations,
+        smoke=recipe.data.limit is not None,
     )
 
 

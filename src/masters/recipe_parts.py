@@ -68,7 +68,12 @@ class _Source(Section):
     """A broken row stops the run, or is left out, counted and named."""
 
 
-class JsonlSource(_Source):
+class _Files(_Source):
+    offset: Whole = 0
+    """Leave out the first so many questions; with ``limit``, one file splits into several sets."""
+
+
+class JsonlSource(_Files):
     """JSON lines ``{id, image, question, answer, choices?, kind?}``."""
 
     kind: Literal["jsonl"] = "jsonl"
@@ -78,7 +83,7 @@ class JsonlSource(_Source):
     """The folder image paths are relative to; null: the file's own."""
 
 
-class LlavaSource(_Source):
+class LlavaSource(_Files):
     """LLaVA-style conversations; each answer becomes a question, earlier turns its history."""
 
     kind: Literal["llava"] = "llava"
@@ -100,7 +105,7 @@ class Columns(Section):
     kind: str | None = None
 
 
-class DatasetsSource(_Source):
+class DatasetsSource(_Files):
     """A folder written by ``datasets.save_to_disk``, or one of Parquet files with image columns."""
 
     kind: Literal["datasets"] = "datasets"

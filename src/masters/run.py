@@ -12,7 +12,16 @@ from typing import Any, assert_never
 
 from rich.console import Console
 
-from masters.artifacts import RunInfo, StageContext, StageInfo, is_done, read_record
+from masters.artifacts import (
+    RunInfo,
+    StageContext,
+    StageInfo,
+    disk_full_error,
+    is_disk_full,
+    is_done,
+    read_record,
+    tidy,
+)
 from masters.display import Display
 from masters.errors import MastersError, StageError
 from masters.plan import Plan, Stage, stage_is_done, write_plan
@@ -28,6 +37,7 @@ from masters.specs import (
     TinyInit,
     TrainSpec,
 )
+from masters.stages.preflight import check
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
@@ -117,15 +127,36 @@ def run_plans(
     Raises:
         MastersError: the first failure, with the stage's name and folder.
     """
-    console = console or Console(stderr=True)
+    try:
+        _run_plans(plans, until, only, jobs, dispatch, console or Console(stderr=True))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full_error(plans[0].out) from error
+
+
+def _run_plans(
+    plans: Sequence[Plan],
+    until: str | Sequence[str] | None,
+    only: str | None,
+    jobs: int | None,
+    dispatch: Dispatch,
+    console: Console,
+) -> None:
     _runnable(plans)
     _quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
     stages = [name for name in targets if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
+    todo: list[Task] = []
+    for stage, task in wanted:
+        if stage_is_done(stage):
+            tidy(stage.folder)  # where a kill came between its record and this
+        else:
+            todo.append(task)
+    check(task.spec for task in todo)
     for plan in plans:
         write_plan(plan)
-    todo = [task for stage, task in wanted if not stage_is_done(stage)]
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
     ordered = sorted(todo, key=_urgency(plans))
     with Display(console, len(ordered)) as display:
@@ -161,6 +192,7 @@ def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Pat
             progress=lambda done, total, note: None,
         )
         dispatch(ReportSpec(runs=tuple(run_infos(plans))), context)
+        tidy(folder)
     return folder
 
 

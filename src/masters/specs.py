@@ -65,6 +65,7 @@ class Schedule(Spec):
         epochs: a decimal as text.
         ratios: falling, per 10,000, the last one 0.
         iterations: optimiser steps; None: floor(epochs x questions / questions_per_step).
+        smoke: fewer iterations than mask stages are fine: some ratios are skipped.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Schedule(Spec):
     questions_per_step: int
     ratios: tuple[int, ...] = (0,)
     iterations: int | None = None
+    smoke: bool = False
 
 
 class ValidationSpec(Spec):

@@ -23,6 +23,7 @@ from masters.artifacts import (
     is_disk_full,
     is_done,
     lock,
+    tidy,
     write_record,
 )
 from masters.errors import MastersError, StageError
@@ -79,6 +80,7 @@ def execute(task: Task, dispatch: Dispatch, progress: Callable[[int, int, str], 
     """
     with lock(task.folder):
         if is_done(task.folder):
+            tidy(task.folder)
             return
         context = StageContext(
             folder=task.folder, inputs=task.inputs, runtime=task.runtime, progress=progress
@@ -105,6 +107,7 @@ def execute(task: Task, dispatch: Dispatch, progress: Callable[[int, int, str], 
                 raise
             raise StageError(f"{type(error).__name__}: {error}") from error
         (task.folder / "error.log").unlink(missing_ok=True)
+        tidy(task.folder)
 
 
 def configure(runtime: Runtime) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models with scaled initialisation (sharp distributions, so that mistakes show) and groups."""
+"""Tiny models with scaled initialisation (sharp, so that mistakes show), and groups."""
 
 from __future__ import annotations
 

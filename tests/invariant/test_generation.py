@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from masters.generation.engine import Request, TransformersEngine
 from masters.generation.sampling import SampleKey, Sampling, pick, uniform
 
-from .conftest import Tiny, make_groups
+from .conftest import Tiny
 from .test_scoring import scores
 
 SAMPLING = Sampling(max_new_tokens=6)
@@ -124,7 +125,14 @@ def test_pick_follows_the_distribution() -> None:
 
 
 def test_keys_have_their_own_streams() -> None:
-    base = dict(seed=0, question_id="q", source="student", ratio=0, round=0, sample=0)
+    base: Any = {
+        "seed": 0,
+        "question_id": "q",
+        "source": "student",
+        "ratio": 0,
+        "round": 0,
+        "sample": 0,
+    }
     others = [
         {"seed": 1}, {"question_id": "r"}, {"source": "teacher"}, {"ratio": 500}, {"round": 1},
         {"sample": 1},

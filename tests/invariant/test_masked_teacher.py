@@ -90,3 +90,13 @@ def test_a_ratio_that_was_not_measured_is_refused(teacher: Tiny) -> None:
     masked = MaskedTeacher(teacher.model, teacher.folder, measured(teacher))
     with pytest.raises(ModelError, match="no thresholds for masking ratio 3000"):
         masked.set_ratio(3000)
+
+
+def test_thresholds_of_other_weights_are_refused(teacher: Tiny) -> None:
+    thresholds = measured(teacher)
+    name = next(iter(thresholds.layers))
+    with torch.no_grad():
+        teacher.model.get_submodule(name).weight.mul_(3)
+    masked = MaskedTeacher(teacher.model, teacher.folder, thresholds)
+    with pytest.raises(ModelError, match="belong to other weights"):
+        masked.set_ratio(5000)

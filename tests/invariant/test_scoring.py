@@ -17,7 +17,9 @@ from masters.training.token_scores import ScoreSettings
 from .conftest import Tiny, make_groups
 
 
-def scores(tiny: Tiny, groups: list[Group], *, alter: Any = None, pad: int | None = None) -> list[list[float]]:
+def scores(
+    tiny: Tiny, groups: list[Group], *, alter: Any = None, pad: int | None = None
+) -> list[list[float]]:
     """Log-probs of every response of every group, in one batch."""
     rows = make_rows(groups)
     inputs, columns = rows.inputs(
@@ -96,7 +98,14 @@ def test_pad_equal_to_the_end_token_keeps_the_end_token(student: Tiny, teacher: 
     # The broken way, mask by id, hides the real end token from the model and changes scores.
     ids = groups[0].responses[0].token_ids
     longer = Response(token_ids=(end, *ids), source="student")
-    tail = [Group(question_id="e", student_prompt=student.prompts[0], teacher_prompt=None, responses=(longer,))]
+    tail = [
+        Group(
+            question_id="e",
+            student_prompt=student.prompts[0],
+            teacher_prompt=None,
+            responses=(longer,),
+        )
+    ]
 
     def by_id(inputs: dict[str, torch.Tensor]) -> None:
         prompt = len(student.prompts[0].ids)
@@ -115,7 +124,10 @@ def test_another_image_changes_the_distribution(student: Tiny, teacher: Tiny) ->
             text=own.text, ids=own.ids, token_types=own.token_types, images=tiny.prompts[1].images
         )
         swapped = Group(
-            question_id="s", student_prompt=other, teacher_prompt=None, responses=groups[0].responses
+            question_id="s",
+            student_prompt=other,
+            teacher_prompt=None,
+            responses=groups[0].responses,
         )
         assert worst(scores(tiny, groups), scores(tiny, [swapped])) > 1e-3
 

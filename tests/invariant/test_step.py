@@ -38,7 +38,13 @@ def gradient(
     masked = MaskedTeacher(teacher.model, teacher.folder, None)
     for groups in parts:
         accumulate(
-            module, masked, groups, ids=student.ids, settings=settings, questions=questions, sums=sums
+            module,
+            masked,
+            groups,
+            ids=student.ids,
+            settings=settings,
+            questions=questions,
+            sums=sums,
         )
     return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}, sums
 

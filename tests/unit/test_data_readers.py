@@ -397,3 +397,23 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         _open("datasets", tmp_path / "none")
     with pytest.raises(DataError, match="holds neither a saved data set nor Parquet files"):
         _open("datasets", tmp_path)
+
+
+def test_offset_and_limit_split_one_file(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    file = tmp_path / "q.jsonl"
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    same = {"image": "a.png", "question": "what?", "answer": "red"}
+    rows = [{"id": f"q{i}", **same} for i in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def ids(**fields: int) -> list[str]:
+        source = SimpleNamespace(kind="jsonl", path=str(file), **fields)
+        return list(open_questions(source).ids)
+
+    assert ids(limit=2) == ["q0", "q1"]
+    assert ids(offset=2) == ["q2", "q3", "q4"]
+    assert ids(offset=2, limit=2) == ["q2", "q3"]
+    with pytest.raises(DataError, match="offset is 5, but there are 5 questions"):
+        ids(offset=5)

@@ -56,7 +56,9 @@ def test_jsd_against_trl() -> None:
         oracle = trainer.generalized_jsd_loss(
             student, teacher, beta=beta, temperature=1.0, reduction="sum"
         )
-        assert jsd(teacher, student, beta=beta).sum().item() == pytest.approx(oracle.item(), rel=1e-5)
+        assert jsd(teacher, student, beta=beta).sum().item() == pytest.approx(
+            oracle.item(), rel=1e-5
+        )
 
 
 def test_jsd_refuses_bad_arguments() -> None:
@@ -97,7 +99,9 @@ def plain(h_s, w_s, h_t, w_t, targets, beta, temperature, vocabulary):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_token_scores_equal_the_plain_formula_with_gradients(temperature: float, chunk: int) -> None:
+def test_token_scores_equal_the_plain_formula_with_gradients(
+    temperature: float, chunk: int
+) -> None:
     torch.manual_seed(1)
     n, vocabulary = 8, 29
     targets = torch.randint(vocabulary, (n,))
@@ -135,13 +139,19 @@ def test_token_scores_norms_are_those_of_the_gradient() -> None:
     torch.manual_seed(3)
     targets = torch.randint(11, (6,))
     h = torch.randn(6, 4).double().requires_grad_()
-    w, h_t, w_t = torch.randn(11, 4).double(), torch.randn(6, 3).double(), torch.randn(11, 3).double()
+    w, h_t, w_t = (
+        torch.randn(11, 4).double(),
+        torch.randn(6, 3).double(),
+        torch.randn(11, 3).double(),
+    )
     settings = ScoreSettings()
     d, _ = token_scores(h, w, h_t, w_t, targets, settings)
     weights = torch.rand(6).double()
     (gradient,) = torch.autograd.grad((weights * d).sum(), h)
     assert settings.jsd_norm_N is not None
-    torch.testing.assert_close(weights * settings.jsd_norm_N.double(), gradient.norm(dim=1), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        weights * settings.jsd_norm_N.double(), gradient.norm(dim=1), rtol=1e-5, atol=1e-8
+    )
 
 
 def test_token_scores_without_teacher() -> None:

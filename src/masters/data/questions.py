@@ -48,7 +48,7 @@ class Question:
 
 
 class Questions(Protocol):
-    """A data set: an ordered, sized, indexable collection of questions that can open their images."""
+    """A data set: an ordered, indexable collection of questions that can open their images."""
 
     def __len__(self) -> int: ...
 
@@ -67,7 +67,7 @@ class Questions(Protocol):
         ...
 
     def image(self, question: Question) -> Image | None:
-        """The question's image as RGB; raises DataError naming the question and file when broken."""
+        """The question's image as RGB; raises DataError naming question and file when broken."""
         ...
 
     def fingerprint(self) -> str:

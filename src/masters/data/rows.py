@@ -61,6 +61,24 @@ class RowQuestions:
         """How many source rows were left out, by reason."""
         return dict(self._skipped)
 
+    def after(self, offset: int) -> RowQuestions:
+        """The same without the first ``offset`` questions.
+
+        Raises:
+            DataError: none would be left.
+        """
+        if offset >= len(self._rows):
+            raise DataError(
+                f"{self._where}: offset is {offset}, but there are {len(self._rows)} questions; "
+                "expected fewer. Lower `offset`."
+            )
+        return RowQuestions(
+            where=self._where,
+            rows=self._rows[offset:],
+            images=self._images,
+            skipped=self._skipped,
+        )
+
     def image(self, question: Question) -> Image | None:
         """The question's image as RGB; None for a text-only question.
 

@@ -17,7 +17,7 @@ class Source(Protocol):
     ``jsonl`` and ``llava`` have ``path`` and ``images`` (a folder); ``datasets`` has ``path``,
     ``split`` and ``columns``; ``scenes`` has ``count``, ``seed``, ``wording``, ``kinds`` and
     ``image``. All may have ``limit`` (the first so many questions), and those read from files
-    ``on_bad`` ("error" or "skip").
+    ``offset`` (how many to leave out before them) and ``on_bad`` ("error" or "skip").
     """
 
     @property
@@ -39,8 +39,9 @@ def open_questions(source: Source, *, need_label: bool = True) -> Questions:
     limit = _get(source, "limit", None)
     if limit is not None and limit < 1:
         raise DataError(f"data ({source.kind}): limit is {limit}; expected 1 or more. Raise it.")
+    offset = _get(source, "offset", 0)
     shared = {
-        "limit": limit,
+        "limit": None if limit is None else limit + offset,
         "on_bad": _get(source, "on_bad", "error"),
         "need_label": need_label,
     }
@@ -48,22 +49,23 @@ def open_questions(source: Source, *, need_label: bool = True) -> Questions:
         case "jsonl":
             from masters.data.jsonl import read_jsonl
 
-            return read_jsonl(_path(source), images=_images(source), **shared)
+            found = read_jsonl(_path(source), images=_images(source), **shared)
         case "llava":
             from masters.data.llava import read_llava
 
-            return read_llava(_path(source), images=_images(source), **shared)
+            found = read_llava(_path(source), images=_images(source), **shared)
         case "datasets":
             from masters.data.hub import read_folder
 
             split, columns = _get(source, "split", None), _get(source, "columns", None)
-            return read_folder(_path(source), split=split, columns=dict(columns or {}), **shared)
+            found = read_folder(_path(source), split=split, columns=dict(columns or {}), **shared)
         case "scenes":
             return _open_scenes(source, limit)
         case other:
             raise DataError(
                 f"data: kind is {other!r}; expected one of {', '.join(KINDS)}. Correct `kind`."
             )
+    return found.after(offset) if offset else found
 
 
 def verify_images(questions: Questions) -> None:

@@ -60,8 +60,8 @@ def write_report(out: Path, runs: Sequence[RunInfo]) -> Report:
     for name, png in pictures.items():
         atomic_write_bytes(out / name, png)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_bytes(out / "report.json", text.encode())
     atomic_write_bytes(out / "report.html", page.encode())
+    atomic_write_bytes(out / "report.json", text.encode())  # last: it says that the report is done
     return report
 
 

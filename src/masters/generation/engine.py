@@ -65,9 +65,7 @@ class TransformersEngine:
         self._batch_rows = batch_rows
         self._precision = precision
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of every request, all its samples in one call."""
         results: list[list[Completion]] = [[] for _ in requests]
         for batch in self._batches(requests):
@@ -120,7 +118,7 @@ class TransformersEngine:
         ]
 
     def _complete_config(self, sampling: Sampling) -> Any:
-        """A configuration that leaves nothing to a checkpoint's own, which would merge in silently."""
+        """A configuration that leaves nothing to a checkpoint's own, which merges in silently."""
         from transformers import GenerationConfig
 
         return GenerationConfig(

@@ -1,6 +1,7 @@
 """Sampling whose every draw is a pure function of the recipe: inverse CDF on hashed uniforms.
 
-Each sample of a question owns u_t = hash(seed, question, source, ratio, round, sample, t) in [0, 1).
+Each sample of a question owns u_t = hash(seed, question, source, ratio, round, sample, t) in
+[0, 1).
 The processor below is the last (and only) one ``generate`` runs: it applies repetition penalty,
 temperature, top-k and top-p itself, picks by inverse CDF in float64, and leaves one finite score.
 So tokens do not depend on batch size, order or a generator's state. Shape suffixes: R rows,

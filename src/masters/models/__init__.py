@@ -1,1 +1,1 @@
-"""The ground of torch: loading and saving VLMs, encoding prompts, streaming checkpoints, tiny models."""
+"""The ground of torch: load and save VLMs, encode prompts, stream checkpoints, tiny models."""

@@ -1,4 +1,4 @@
-"""Safetensors files read tensor by tensor, without torch and without touching the rest of the file."""
+"""Safetensors files read tensor by tensor, without torch, the rest of the file untouched."""
 
 from __future__ import annotations
 
@@ -80,14 +80,16 @@ def _file_tensors(file: Path) -> list[TensorEntry]:
         )
     end = max((entry.stop for entry in entries), default=base)
     if end != size:
-        raise ModelError(f"{file}: {size} bytes, its header says {end}; the file is cut. Copy it again")
+        raise ModelError(
+            f"{file}: {size} bytes, its header says {end}; the file is cut. Copy it again"
+        )
     return entries
 
 
 def read_bytes(entry: TensorEntry) -> np.ndarray:
     """The tensor's raw bytes, uint8 [stop - start], read by pread into one fresh buffer."""
     buffer = np.empty(entry.stop - entry.start, dtype=np.uint8)
-    view = memoryview(buffer)
+    view = memoryview(buffer.data)
     handle = os.open(entry.file, os.O_RDONLY)
     try:
         done = 0

@@ -47,8 +47,8 @@ def maskable_layers(
     for pattern in include:
         if pattern != "*" and any(fnmatchcase(name, pattern) for name in heads):
             raise ModelError(
-                f"mask.include pattern '{pattern}' names the output head {heads[0]}; it stays whole "
-                "(where embeddings are tied, masking it would mask them)"
+                f"mask.include pattern '{pattern}' names the output head {heads[0]}; it stays "
+                "whole (where embeddings are tied, masking it would mask them)"
             )
     for key, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:

@@ -52,13 +52,14 @@ def load_model(
 
     load_config(path, revision=revision)
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
         )
+        model, report = loaded
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: the model could not be loaded: {error}") from error
     absent = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
@@ -71,7 +72,7 @@ def load_model(
 
 
 def load_processor(path: str, *, revision: str | None = None, backend: str = "auto") -> Any:
-    """The model's processor; where torchvision is absent, the same one with its video part left out.
+    """The model's processor; where torchvision is absent, the same one without its video part.
 
     Several families (Qwen-VL, InternVL, SmolVLM ...) refuse to load a processor without torchvision
     only because of video. Images and text need none of it.
@@ -85,7 +86,7 @@ def load_processor(path: str, *, revision: str | None = None, backend: str = "au
         ModelError: unreadable, or torchvision asked for and not installed.
     """
     from transformers import AutoProcessor
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     if backend == "torchvision" and not is_torchvision_available():
         raise ModelError(
@@ -103,11 +104,12 @@ def load_processor(path: str, *, revision: str | None = None, backend: str = "au
 def _processor_without_video(path: str, revision: str | None) -> Any:
     import transformers
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import processing_auto
 
     try:
+        names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
         model_type = AutoConfig.from_pretrained(path, revision=revision).model_type
-        cls: Any = getattr(transformers, str(PROCESSOR_MAPPING_NAMES.get(model_type)), None)
+        cls: Any = getattr(transformers, str(names.get(model_type)), None)
         if cls is None or "video_processor" not in cls.get_attributes():
             return AutoProcessor.from_pretrained(path, revision=revision)
         images: Any = AutoImageProcessor.from_pretrained(path, revision=revision, backend="pil")
@@ -174,14 +176,16 @@ class TokenIds:
 
 
 def token_ids(model: Any, processor: Any) -> TokenIds:
-    """Special ids read off configuration and tokenizer (all_special_ids misses some families' own)."""
+    """Special ids read off configuration and tokenizer (all_special_ids misses some)."""
     tokenizer = processor.tokenizer
     end = model.generation_config.eos_token_id
     if end is None:
         end = tokenizer.eos_token_id
     ends = tuple(end) if isinstance(end, list | tuple) else (end,)
     if ends[0] is None:
-        raise ModelError(f"{model.name_or_path}: neither generation_config nor tokenizer has an end token")
+        raise ModelError(
+            f"{model.name_or_path}: neither generation_config nor tokenizer has an end token"
+        )
     if tokenizer.eos_token_id in ends:
         ends = (tokenizer.eos_token_id, *(i for i in ends if i != tokenizer.eos_token_id))
     config = model.config.to_dict()
@@ -212,8 +216,8 @@ def check_shared_vocabulary(teacher: Any, student: Any) -> None:
         for t in different[:3]
     )
     raise ModelError(
-        f"teacher and student have different vocabularies: {len(different)} tokens differ ({shown}). "
-        "Distillation compares distributions token by token; take models of one family"
+        f"teacher and student have different vocabularies: {len(different)} tokens differ "
+        f"({shown}). Distillation compares distributions token by token; take models of one family"
     )
 
 

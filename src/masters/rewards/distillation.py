@@ -10,7 +10,7 @@ def distillation_reward(
 ) -> torch.Tensor:
     """R_distill of one question's group: 1 for the most easily learnt response, 0 for the hardest.
 
-    R_j = (D_max - D_j) / (D_max - D_min), over all G responses of the question, both sources pooled.
+    R_j = (D_max - D_j) / (D_max - D_min), over all G responses of the question, sources pooled.
     Where D_max - D_min < ``min_span`` every response gets 1: min-max would otherwise blow rounding
     noise up to full-size rewards.
 
@@ -23,7 +23,9 @@ def distillation_reward(
         [G], detached, in [0, 1] (or <= 0 without normalisation).
     """
     if divergence_G.ndim != 1 or divergence_G.numel() == 0:
-        raise ValueError(f"divergence_G has shape {tuple(divergence_G.shape)}; expected [G], G >= 1")
+        raise ValueError(
+            f"divergence_G has shape {tuple(divergence_G.shape)}; expected [G], G >= 1"
+        )
     divergence_G = divergence_G.detach().double()
     if not normalise:
         return -divergence_G

@@ -7,7 +7,14 @@ from typing import Any
 
 from masters.artifacts import StageContext
 from masters.data.sources import open_questions
-from masters.data.tables import KEY_COLUMNS, RESPONSES, REWARDS, list_shards, read_shard, write_shard
+from masters.data.tables import (
+    KEY_COLUMNS,
+    RESPONSES,
+    REWARDS,
+    list_shards,
+    read_shard,
+    write_shard,
+)
 from masters.errors import StageError
 from masters.rewards.verifiers import verify
 from masters.specs import JudgeSpec

@@ -15,6 +15,7 @@ from masters.data.questions import Question, Questions
 from masters.errors import ModelError
 from masters.generation.engine import Completion, Engine, Request
 from masters.generation.sampling import SampleKey, Sampling
+from masters.models.checkpoint import checkpoint_tensors
 from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, fit_pixels
 from masters.models.load import (
     DTYPES,
@@ -65,6 +66,7 @@ def open_model(
     folder: Path, prompt: Prompt, runtime: Runtime, *, precision: str, trained: bool = False
 ) -> OpenedModel:
     """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32."""
+    checkpoint_tensors(folder)  # a file that is cut is named before it is loaded
     dtype = torch.float32 if trained else DTYPES[precision]
     model = load_model(
         str(folder), dtype=dtype, device=device_of(runtime), attention=runtime.attention
@@ -127,7 +129,8 @@ def label_ids(processor: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
 
 @torch.no_grad()
 def check_sees_image(opened: OpenedModel, prompts: Prompts, *, role: str) -> None:
-    """Raises ModelError when a different picture leaves the model's distribution unchanged.
+    """Raises ModelError when a different picture leaves the model's distribution unchanged, or when
+    that distribution is no number.
 
     Looks at the first question that has an image, with its pixels and with them negated.
     """
@@ -142,6 +145,12 @@ def check_sees_image(opened: OpenedModel, prompts: Prompts, *, role: str) -> Non
         for name, value in encoded.images.items()
     }
     logits = [_next_logits(opened, encoded, images) for images in (encoded.images, swapped)]
+    if not torch.isfinite(logits[0]).all():
+        raise ModelError(
+            f"{opened.folder}: the {role} gives NaN or infinite logits (question "
+            f"{prompts.questions[index].id}); expected finite ones. Its weights are damaged, or "
+            "its precision does not suit it: fetch it again, or use precision fp32"
+        )
     if torch.equal(logits[0], logits[1]):
         raise ModelError(
             f"{opened.folder}: the {role} does not see the image: other pixels, same distribution "

@@ -28,9 +28,7 @@ class ResponseIndex:
     def __init__(
         self, responses: Path, rewards: Path | None, scores: Path | None, *, limit: int
     ) -> None:
-        table = read_shards(
-            responses / "responses", RESPONSES, [*KEY_COLUMNS, "token_ids"]
-        )
+        table = read_shards(responses / "responses", RESPONSES, [*KEY_COLUMNS, "token_ids"])
         self._ids = table.column("token_ids").combine_chunks()
         self._source = table.column("source")
         self._rewards = self._scores = None
@@ -82,6 +80,6 @@ def _check_same_rows(responses: pa.Table, other: pa.Table, folder: Path) -> None
     keys = list(KEY_COLUMNS)
     if not responses.select(keys).equals(other.select(keys)):
         raise StageError(
-            f"{folder}: its rows are not those of the responses it was made from; expected the same "
-            "keys in the same order. Delete the folder and run again"
+            f"{folder}: its rows are not those of the responses it was made from; expected the "
+            "same keys in the same order. Delete the folder and run again"
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
 
+import torch
+
 from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
@@ -31,7 +33,6 @@ from masters.stages.opening import (
     open_teacher,
 )
 from masters.stages.responses_index import ResponseIndex
-from masters.teachers.masked import MaskedTeacher
 from masters.training.groups import LABEL, Group, Response
 from masters.training.loop import LoopSettings, OptimiserSettings, Trainer
 from masters.training.objective import (
@@ -55,6 +56,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         raise StageError(
             f"method.signal is {spec.signal}; only 'live' can be run so far. Set method.signal=live"
         )
+    torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
     verify_images(questions)
     source = _initial_model(spec, context)
@@ -111,20 +113,16 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     return {**metrics, **groups.left_out(), "skipped_rows": questions.skipped}
 
 
-def tidy(folder: Path) -> None:
-    """Removes what only an unfinished stage needs; called once the record is written."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    shutil.rmtree(folder / "init", ignore_errors=True)
-
-
 def _initial_model(spec: TrainSpec, context: StageContext) -> Path:
     match spec.init:
         case TinyInit():
             folder = context.folder / "init"
-            if not (folder / "video_preprocessor_config.json").exists():
-                write_tiny_model(
-                    folder, spec.init.preset, seed=spec.init.seed, texts=_texts(spec.init)
-                )
+            if not folder.exists():
+                partial = context.folder / ".init.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                texts = _texts(spec.init)
+                write_tiny_model(partial, spec.init.preset, seed=spec.init.seed, texts=texts)
+                partial.rename(folder)
             return folder
         case _:
             return model_folder(spec.init, context.inputs)

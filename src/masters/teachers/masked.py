@@ -45,9 +45,9 @@ class MaskedTeacher:
             entry = self._entries.get(layer.tensor)
             if entry is None or entry.shape != tuple(weight.shape):
                 raise ModelError(
-                    f"{folder}: the thresholds speak of {layer.tensor} ({tuple(weight.shape)} in the "
-                    "model), which the checkpoint does not hold in that shape. Run mask again on "
-                    "this checkpoint"
+                    f"{folder}: the thresholds speak of {layer.tensor} ({tuple(weight.shape)} in "
+                    "the model), which the checkpoint does not hold in that shape. Run mask again "
+                    "on this checkpoint"
                 )
 
     def _weight(self, name: str) -> nn.Parameter:
@@ -73,7 +73,7 @@ class MaskedTeacher:
             if ratio < self.ratio or weight.dtype != DTYPES[entry.dtype]:
                 self._reload(weight, entry, layer, column)
             elif column is not None:
-                weight.masked_fill_(weight.abs() < layer.values[column], 0)
+                _zero_small(weight, layer, column)
         self.ratio = ratio
         self.seconds += time.perf_counter() - begin
 
@@ -85,5 +85,17 @@ class MaskedTeacher:
         original = raw.view(entry.shape)
         if column is not None:
             # In the stored dtype, before any cast: lambda was measured there.
-            original.masked_fill_(original.abs() < layer.values[column], 0)
+            _zero_small(original, layer, column)
         weight.copy_(original)
+
+
+def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> None:
+    """Eq. 2 in place; the count of zeros proves that these are the weights that were measured."""
+    small = weight.abs() < layer.values[column]
+    zeros = int(small.sum())
+    if zeros != layer.zeros[column]:
+        raise ModelError(
+            f"{layer.tensor}: {zeros} weights lie below the threshold, {layer.zeros[column]} did when it "
+            "was measured; the thresholds belong to other weights. Run mask again"
+        )
+    weight.masked_fill_(small, 0)

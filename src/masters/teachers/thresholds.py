@@ -1,8 +1,8 @@
 """Magnitude thresholds of the teacher's mask (Eq. 1 and 2 of arXiv 2512.22238).
 
 For ratio r and a layer of n weights, lambda_r is the floor(r n)-th smallest magnitude (counted from
-0) and a weight is zeroed where |w| < lambda_r: at most r n zeros, masks of rising ratios nested, and
-r = 0 changes nothing. All of it is exact and happens on the stored dtype.
+0) and a weight is zeroed where |w| < lambda_r: at most r n zeros, masks of rising ratios nested,
+and r = 0 changes nothing. All of it is exact and happens on the stored dtype.
 """
 
 from __future__ import annotations
@@ -188,4 +188,6 @@ def load_thresholds(file: Path) -> Thresholds:
             weights=data["weights"],
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{file}: not a readable thresholds file ({error}); run mask again") from error
+        raise ModelError(
+            f"{file}: not a readable thresholds file ({error}); run mask again"
+        ) from error

@@ -7,14 +7,20 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from masters.errors import StageError
 
 KEEP = 1
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError,
+    SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,8 @@ def save_checkpoint(
     """Writes ``folder/step-NNNNNNNN`` under a temporary name, renames it, then drops older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{position.step:08d}"
+    if final.exists():  # a run that went on from it and had nothing left to train
+        return
     partial = folder / f"partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -40,11 +48,9 @@ def save_checkpoint(
     torch.save(torch.get_rng_state(), partial / "rng.pt")
     (partial / "position.json").write_text(json.dumps(vars(position)))
     for file in partial.iterdir():
-        _sync(file)
-    if final.exists():
-        shutil.rmtree(final)
+        sync(file)
     os.replace(partial, final)
-    _sync(folder)
+    sync(folder)
     for old in _checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
 
@@ -72,7 +78,7 @@ def load_checkpoint(
         optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True))
         torch.set_rng_state(torch.load(newest / "rng.pt", weights_only=True))
         return Position(**json.loads((newest / "position.json").read_text()))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise StageError(
             f"{newest}: the checkpoint cannot be read ({error}). Delete it to go on from the one "
             "before, or from the start of the stage"
@@ -96,7 +102,8 @@ def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has the system write a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,14 +15,18 @@ from typing import Any, Protocol
 
 import torch
 
+from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds, save_model
 from masters.teachers.masked import MaskedTeacher
-from masters.training.checkpoints import Position, cut_log, load_checkpoint, save_checkpoint
+from masters.training.checkpoints import Position, cut_log, load_checkpoint, save_checkpoint, sync
 from masters.training.groups import Group
 from masters.training.objective import StepSums
 from masters.training.step import StepSettings, accumulate, apply_gradient
 from masters.training.student import Student
 from masters.training.trackers import Tracker
+
+
+LOGS = ("metrics.jsonl", "validation.jsonl")
 
 
 class Curriculum(Protocol):
@@ -170,18 +174,7 @@ class Trainer:
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
         for part in self.optimiser.param_groups:
             part["lr"] = rate
-        norm = 0.0
-        if groups:
-            accumulate(
-                self.student,
-                self.teacher,
-                groups,
-                ids=self.ids,
-                settings=self.step,
-                questions=len(groups),
-                sums=sums,
-            )
-            norm = apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+        norm = self._step(i, groups, sums) if groups else 0.0
         seconds = time.perf_counter() - begin
         return {
             **{f"loss/{name}": value for name, value in sums.loss.items()},
@@ -193,13 +186,33 @@ class Trainer:
             "groups/dropped": dropped,
             "kl/max": sums.kl_max,
             "mask/ratio": ratio / 10_000,
-            "mask/bytes_read": self.teacher.bytes_read if self.teacher else 0,
             "lr": rate,
             "tokens": sums.tokens,
             "time/tokens_per_second": sums.tokens / seconds,
             "time/data_wait": waited / seconds,
             "time/step_seconds": seconds,
+            # Like the times, it starts anew where a run was killed and goes on.
+            "time/mask_bytes_read": self.teacher.bytes_read if self.teacher else 0,
         }
+
+    def _step(self, i: int, groups: list[Group], sums: StepSums) -> float:
+        """One optimiser step; returns the gradient norm before clipping."""
+        try:
+            accumulate(
+                self.student,
+                self.teacher,
+                groups,
+                ids=self.ids,
+                settings=self.step,
+                questions=len(groups),
+                sums=sums,
+            )
+            return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+        except NonFiniteLossError as error:
+            names = ", ".join(group.question_id for group in groups)
+            raise NonFiniteLossError(
+                f"step {i + 1}: {error}. Questions of the step: {names}. Steps before it are kept"
+            ) from error
 
     def _log(self, done: int, metrics: dict[str, float]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as log:
@@ -210,7 +223,7 @@ class Trainer:
     def _resume(self) -> int:
         position = load_checkpoint(self.folder / "checkpoints", self.student, self.optimiser)
         step = self.loop.start if position is None else position.step
-        for name in ("metrics.jsonl", "validation.jsonl"):
+        for name in LOGS:
             # A run that starts again from nothing validates its first point again too.
             cut_log(self.folder / name, step if position is not None else -1)
         if position is not None:
@@ -220,6 +233,9 @@ class Trainer:
     def _checkpoint(self, done: int) -> None:
         at = self.loop.start + done
         ratio = self.teacher.ratio if self.teacher else 0
+        for name in LOGS:
+            if (self.folder / name).exists():
+                sync(self.folder / name)
         position = Position(step=at, ratio=ratio, best=self.best)
         save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
 
@@ -228,7 +244,13 @@ class Trainer:
         self.student.eval()
         accuracy, low, high, n = self.validate(self.student.vlm)
         self.student.train()
-        row = {"step": self.loop.start + done, "n": n, "accuracy": accuracy, "low": low, "high": high}
+        row = {
+            "step": self.loop.start + done,
+            "n": n,
+            "accuracy": accuracy,
+            "low": low,
+            "high": high,
+        }
         with (self.folder / "validation.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         if self.best is None or accuracy > self.best:
@@ -239,6 +261,8 @@ class Trainer:
         partial = self.folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         save_model(self.student.vlm, partial, source=self.source)
+        for file in partial.iterdir():
+            sync(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         partial.rename(self.folder / name)
 
@@ -247,6 +271,7 @@ class Trainer:
         if self.best is None:
             shutil.rmtree(self.folder / "best", ignore_errors=True)
         torch.save(self.optimiser.state_dict(), self.folder / "optimiser.pt")
+        sync(self.folder / "optimiser.pt")
         for tracker in self.trackers:
             tracker.close()
         teacher = self.teacher

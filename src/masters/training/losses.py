@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 def jsd_from_log_probs(
     log_p_V: torch.Tensor, log_q_V: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """JSD_b and its pieces from log-probabilities [..., V]: (jsd [...], log(Q / mix), KL(Q || mix)).
+    """JSD_b and its pieces from log-probabilities [..., V]: (jsd, log(Q / mix), KL(Q || mix)).
 
     The two extra values are what the analytic gradient needs: dJSD/dQ = (1 - b) log(Q / mix).
     """

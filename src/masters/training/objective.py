@@ -138,7 +138,11 @@ def micro_batch_loss(
 
 
 def _term_loss(
-    term: Term, parts: dict[str, Expanded], jsd_N: torch.Tensor, logp_N: torch.Tensor, sums: StepSums
+    term: Term,
+    parts: dict[str, Expanded],
+    jsd_N: torch.Tensor,
+    logp_N: torch.Tensor,
+    sums: StepSums,
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
     match term:
         case JsdTerm():

@@ -106,8 +106,8 @@ def accumulate(
         if not math.isfinite(loss.item()):
             names = ", ".join(group.question_id for group in part)
             raise NonFiniteLossError(
-                f"the loss is {loss.item()} on questions {names}; expected a finite number. Look at "
-                "them with `masters show`, lower method.optimiser.lr, or use precision fp32"
+                f"the loss is {loss.item()} on questions {names}; expected a finite number. Look "
+                "at them with `masters show`, lower method.optimiser.lr, or use precision fp32"
             )
         loss.backward()
         _add_norms(sums, slopes, score)
@@ -121,7 +121,9 @@ def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSett
         sums.squared_norm[name] += (slope_N * norm_N).square().sum().item()
 
 
-def apply_gradient(student: torch.nn.Module, optimiser: torch.optim.Optimizer, clip: float) -> float:
+def apply_gradient(
+    student: torch.nn.Module, optimiser: torch.optim.Optimizer, clip: float
+) -> float:
     """Clips by global norm, steps, zeroes; returns the gradient norm before clipping.
 
     Raises:

@@ -14,6 +14,7 @@ D hidden, V vocabulary, C tokens of a chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import log_softmax
@@ -72,13 +73,16 @@ def token_scores(
     settings = settings or ScoreSettings()
     if hidden_S.ndim != 2 or targets.shape != hidden_S.shape[:1]:
         raise ValueError(
-            f"hidden_S {tuple(hidden_S.shape)} and targets {tuple(targets.shape)}; expected [N, D], [N]"
+            f"hidden_S {tuple(hidden_S.shape)} and targets {tuple(targets.shape)}; expected [N, D] "
+            "and [N]"
         )
     if (hidden_T is None) != (head_T is None):
         raise ValueError("hidden_T and head_T come together or not at all")
     if hidden_T is not None and hidden_T.shape[0] != hidden_S.shape[0]:
-        raise ValueError(f"{hidden_T.shape[0]} teacher tokens for {hidden_S.shape[0]} student tokens")
-    return _TokenScores.apply(hidden_S, head_S, hidden_T, head_T, targets, settings)  # type: ignore[no-any-return]
+        raise ValueError(
+            f"{hidden_T.shape[0]} teacher tokens for {hidden_S.shape[0]} student tokens"
+        )
+    return _TokenScores.apply(hidden_S, head_S, hidden_T, head_T, targets, settings)  # pyright: ignore[reportReturnType]
 
 
 def _log_probs(
@@ -92,7 +96,7 @@ def _log_probs(
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_S, head_S, hidden_T, head_T, targets, settings):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, hidden_S, head_S, hidden_T, head_T, targets, settings):
         compute = torch.float64 if hidden_S.dtype == torch.float64 else settings.dtype
         vocabulary = settings.vocabulary or head_S.shape[0]
         wide = torch.promote_types(compute, torch.float32)
@@ -118,7 +122,7 @@ class _TokenScores(torch.autograd.Function):
         return jsd_N, logp_N
 
     @staticmethod
-    def backward(ctx, grad_jsd_N, grad_logp_N):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad_jsd_N, grad_logp_N):  # pyright: ignore
         hidden_S, head_S, hidden_T, head_T, targets = ctx.saved_tensors
         settings, vocabulary = ctx.settings, ctx.vocabulary
         weight_S = head_S.detach().to(ctx.compute)
@@ -131,9 +135,7 @@ class _TokenScores(torch.autograd.Function):
             h_CD = hidden_S[c].detach()
             log_q_CV = _log_probs(h_CD, weight_S, vocabulary, 1.0)
             dlogp_CV = -log_q_CV.exp()
-            dlogp_CV.scatter_add_(
-                1, targets[c, None], torch.ones_like(dlogp_CV[:, :1])
-            )
+            dlogp_CV.scatter_add_(1, targets[c, None], torch.ones_like(dlogp_CV[:, :1]))
             towards_CD = dlogp_CV.to(ctx.compute) @ weight_S[:vocabulary]
             logp_norm_N[c] = towards_CD.float().norm(dim=1)
             total_CD = grad_logp_N[c, None] * towards_CD
@@ -152,7 +154,14 @@ class _TokenScores(torch.autograd.Function):
         return grad_hidden, grad_head, None, None, None, None
 
 
-def _jsd_gradient(h_CD, weight_S, hidden_T_CD, weight_T, log_q_CV, ctx):  # noqa: ANN001, ANN202
+def _jsd_gradient(
+    h_CD: torch.Tensor,
+    weight_S: torch.Tensor,
+    hidden_T_CD: torch.Tensor,
+    weight_T: torch.Tensor,
+    log_q_CV: torch.Tensor,
+    ctx: Any,
+) -> torch.Tensor:
     """d JSD / d student logits, [C, V]."""
     settings = ctx.settings
     log_p_CV = _log_probs(hidden_T_CD.detach(), weight_T, ctx.vocabulary, settings.temperature)

@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard and wandb read what metrics.jsonl gets, when asked and installed."""
+"""Experiment trackers: TensorBoard and wandb, fed what metrics.jsonl gets."""
 
 from __future__ import annotations
 
