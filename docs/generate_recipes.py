@@ -32,12 +32,12 @@ INTRODUCTION = """\
 A recipe is a YAML file. What counts is the *resolved* recipe, in this order, later ones over
 earlier ones: what it `extends` (a shipped name, or a `.yaml` file beside it), the file itself,
 the `--profile`, each `--set key=value`. Maps merge and lists replace; a source of questions of
-another `kind`, and a model that changes between `path` and `tiny`, replaces as well. `masters
-plan RECIPE --yaml` prints the resolved recipe with every default written out.
+another `kind`, and a model that changes between `path` and `tiny`, replaces as well.
+`masters plan RECIPE --yaml` prints the resolved recipe with every default written out.
 
-- `--set method.optimiser.lr=1e-6` sets one key; the value is read as YAML, so `--set
-  data.limit=null` and `--set data.test='{kind: scenes, count: 500, seed: 9}'` work too. A number
-  picks from a list: `--set models.teachers.0.path=...`.
+- `--set method.optimiser.lr=1e-6` sets one key; the value is read as YAML, so
+  `--set data.limit=null` and `--set data.test='{kind: scenes, count: 500, seed: 9}'` work too. A
+  number picks from a list: `--set models.teachers.0.path=...`.
 - Unknown keys are errors, and so are keys that contradict each other; both are found when the
   recipe is loaded, before anything runs.
 - Ratios (`max_ratio`, `step`, `masking_ratios`) are exact decimals with at most four places;

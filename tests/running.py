@@ -26,6 +26,7 @@ SMALL = (
     "data.test.count=32",
     "validation.every=2",
     "runtime.checkpoint_every=2",
+    "method.optimiser.questions_per_step=16",
     "method.responses.max_new_tokens=8",
 )
 """A run of the whole method on the tiny profile in about 15 seconds."""

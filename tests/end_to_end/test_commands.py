@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.running import SMALL, cli, folders, lines, read, succeeds
+from tests.running import SMALL, cli, fails, folders, lines, read, succeeds
 
 TINY = ("masters", "--profile", "tiny", "--out")
 
@@ -44,7 +45,8 @@ def test_report_json_is_as_documented(whole: Path) -> None:
     headline = {
         result["run"]
         for result in report["results"]
-        if (result["benchmark"], result["kind"], result["metric"]) == ("held_out", "all", "accuracy")
+        if (result["benchmark"], result["kind"], result["metric"])
+        == ("held_out", "all", "accuracy")
     }
     assert headline == {"start", "teacher", "masters"}
     assert all(set(point) == {"ratio", "zeros", "accuracy"} for point in report["masking"])
@@ -59,7 +61,8 @@ def test_report_json_is_as_documented(whole: Path) -> None:
 def test_the_masking_curve_falls_back_to_the_whole_teacher(whole: Path) -> None:
     rows = read(folders(whole)["evaluate/teacher-teacher"] / "results.json")["rows"]
     curve = sorted((row for row in rows if row["kind"] == "all"), key=lambda row: row["ratio"])
-    assert [row["ratio"] for row in curve] == [0, 1000, 2000, 3000, 4000, 5000]
+    assert curve[0]["ratio"] == 0
+    assert len(curve) > 2
     zeros = [row["zeros"] for row in curve]
     assert zeros[0] == 0
     assert zeros == sorted(set(zeros)), "the share of zeros rises with the ratio"
@@ -75,7 +78,9 @@ def test_a_phase_starts_at_its_reference_and_the_policy_term_has_no_value(whole:
     assert abs(rows[0]["kl/max"]) < 1e-9
     assert rows[-1]["loss/kl"] > 1e-9, "it has moved since"
     assert all(abs(row["loss/policy"]) < 1e-6 for row in rows)
-    assert [row["mask/ratio"] for row in rows] == [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    ratios = [row["mask/ratio"] for row in rows]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > ratios[-1] == 0
     assert all(row["loss/jsd"] > 0 and row["grad_norm/grpo"] > 0 for row in rows)
     watched = lines(folders(whole)["train/0-teacher"] / "validation.jsonl")
     assert [row["step"] for row in watched] == [0, 2, 4, 6]
@@ -95,7 +100,7 @@ def test_the_teacher_is_bit_equal_to_its_checkpoint_after_all_ratios(whole: Path
     teacher = MaskedTeacher(load_model(str(folder)), folder, thresholds)
     stored = load_file(folder / "model.safetensors")
     changed = []
-    for ratio in (5000, 4000, 3000, 2000, 1000, 0):
+    for ratio in (*reversed(thresholds.ratios), 0):
         teacher.set_ratio(ratio)
         now = teacher.model.state_dict()
         changed.append(sum(not torch.equal(now[name], stored[name]) for name in stored))
@@ -166,17 +171,22 @@ def test_show(whole: Path) -> None:
     assert "<|im_start|>user" in shown
     assert row["text"].strip().splitlines()[0] in shown
     assert "reward" in shown
-    answered = succeeds("show", "train/0-teacher", *words)
-    assert row["question_id"] in answered
 
 
-def test_doctor(whole: Path) -> None:
-    shown = succeeds("doctor")
-    assert "torch" in shown
-    out = ("doctor", "--verify", str(whole))
-    succeeds(*out)
-    weights = folders(whole)["model/teacher"] / "model" / "model.safetensors"
-    assert weights.is_file()
+def test_doctor_verifies_bytes(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    words = ("doctor", "--verify", str(out))
+    assert "torch" in succeeds(*words)
+    weights = folders(out)["model/teacher"] / "model" / "model.safetensors"
+    with open(weights, "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    said = fails(*words)
+    assert weights.parents[1].name in said
+    assert "model/model.safetensors changed" in said
 
 
 def test_the_student_is_an_ordinary_transformers_folder(whole: Path) -> None:

@@ -46,11 +46,11 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A stage to run in a child: a task, or the report over a plan's folder."""
+    """A stage to run in a child: a task, or the report over the plan of a file."""
 
     log: Path
     task: Task | None = None
-    report: tuple[str, tuple[str, ...], Path] | None = None
+    report: Path | None = None
     moment: Moment | None = None
 
 
@@ -106,7 +106,7 @@ def _hooks() -> dict[str, tuple[Any, str, Callable[..., Path | None] | None]]:
         "fsync": (os, "fsync", None),
         "rmtree": (shutil, "rmtree", None),
         "shard": (pq, "write_table", lambda table, file, **_: Path(file.name)),
-        "optimiser": (torch, "save", lambda value, file, **_: Path(file)),
+        "optimiser": (torch, "save", lambda value, file, **_: Path(file.name)),
         "checkpoint": (checkpoints, "save_file", lambda tensors, file, **_: Path(file)),
         "export": (loop, "save_model", lambda model, folder, **_: folder / "model.safetensors"),
         "step": (loop.Trainer, "_log", lambda trainer, *_: trainer.folder / "metrics.jsonl"),
@@ -157,12 +157,10 @@ def _live(job: Job) -> None:
         execute(job.task, dispatch_stage, lambda done, total, note: None)
     else:
         assert job.report is not None
-        from masters.plan import make_plan
-        from masters.recipe import load_recipe
+        from masters.plan import read_plan
         from masters.run import report
 
-        recipe, sets, out = job.report
-        report([make_plan(load_recipe(recipe, "tiny", sets), out)])
+        report([read_plan(job.report)])
     job.log.with_suffix(".json").write_text(json.dumps(calls))
 
 

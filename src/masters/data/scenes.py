@@ -42,7 +42,7 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 _BACKGROUND = (240, 238, 232)
 _COLOUR_NAMES = tuple(COLOURS)
 _QUESTIONS = {
-    "colour": "what colour is the shape at the {place}?",
+    "colour": "what colour is at the {place}?",
     "shape": "what shape is at the {place}?",
     "count": "how many {things} are there?",
     "describe": "describe the {place}.",
@@ -258,30 +258,30 @@ def scene_vocabulary() -> list[str]:
 def draw_scene(seed: int, index: int, kind: str) -> Scene:
     """The scene and question of (seed, index, kind).
 
-    Counts asked are uniform over zero to four, and the number of occupied cells (4 to 8) is drawn
-    before them, so that neither "one" nor how full the grid is gives the answer away.
+    Counts asked are uniform over zero to four, and the number of shapes beside the counted ones
+    (0 to 4) is drawn independently of them. The other kinds
+    show 1 to 6 shapes: a lone one teaches its look, several teach where to look.
     """
     pick = _Picker("layout", seed, index, 64)
     order = list(range(9))
     for last in range(8, 0, -1):
         other = pick(last + 1)
         order[last], order[other] = order[other], order[last]
-    occupied = order[: 4 + pick(5)]
     wording = pick(len(wordings(kind)))
     cells: list[tuple[str, str] | None] = [None] * 9
     if kind == "count":
         number, colour = pick(len(NUMBERS)), _COLOUR_NAMES[pick(len(COLOURS))]
         # Two in three ask for a colour, one for colour and shape, which tiny models find harder.
         shape = SHAPES[pick(len(SHAPES))] if pick(3) == 0 else None
-        for rank, cell in enumerate(occupied):
+        for rank, cell in enumerate(order[: max(1, number + pick(5))]):
             cells[cell] = _thing(pick, colour, shape, wanted=rank < number)
         fields, label = _count_fields(number, colour, shape or "shape"), NUMBERS[number]
     else:
-        for cell in occupied:
+        for cell in order[: 1 + pick(6)]:
             cells[cell] = SHAPES[pick(len(SHAPES))], _COLOUR_NAMES[pick(len(COLOURS))]
-        asked = cells[occupied[0]]
+        asked = cells[order[0]]
         assert asked is not None
-        fields = {"place": PLACES[occupied[0]]}
+        fields = {"place": PLACES[order[0]]}
         label = {"shape": asked[0], "colour": asked[1]}.get(kind, f"{asked[1]} {asked[0]}")
     return Scene(cells=tuple(cells), kind=kind, fields=fields, label=label, wording=wording)
 
@@ -289,7 +289,7 @@ def draw_scene(seed: int, index: int, kind: str) -> Scene:
 def render(
     cells: Sequence[tuple[str, str] | None], seed: int, index: int, side: int
 ) -> NDArray[np.uint8]:
-    """Pixels of a grid, uint8 [side, side, 3]; size, place and shade of each shape vary a little.
+    """Pixels of a grid, uint8 [side, side, 3]; size and shade of each shape vary a little.
 
     Args:
         cells: 9 cells, row by row.
@@ -302,11 +302,11 @@ def render(
     picture[:] = _BACKGROUND
     size = side // 3
     for place, cell in enumerate(cells):
-        large, dx, dy, shade = pick(2), pick(3) - 1, pick(3) - 1, pick(25) - 12
+        large, shade = pick(2), pick(25) - 12
         if cell is None:
             continue
         top, left = place // 3 * size, place % 3 * size
-        mask = _stencil(cell[0], size, large, dx, dy)
+        mask = _stencil(cell[0], size, large)
         tint = [min(255, max(0, channel + shade)) for channel in COLOURS[cell[1]]]
         picture[top : top + size, left : left + size][mask] = tint
     return picture
@@ -349,12 +349,12 @@ def _fill(template: str, label: str, fields: dict[str, str]) -> str:
 
 
 @lru_cache(maxsize=512)
-def _stencil(shape: str, size: int, large: int, dx: int, dy: int) -> NDArray[np.bool_]:
+def _stencil(shape: str, size: int, large: int) -> NDArray[np.bool_]:
     """Which pixels of a cell a shape covers: bool [size, size]."""
-    radius = size * (6 if large else 5) / 16
+    radius = size * (14 if large else 13) / 32
     middle = (size - 1) / 2
     y, x = np.mgrid[:size, :size].astype(np.float64)
-    x, y = x - middle - dx, y - middle - dy
+    x, y = x - middle, y - middle
     reach = np.maximum(abs(x), abs(y))
     match shape:
         case "circle":

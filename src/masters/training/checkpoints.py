@@ -44,8 +44,8 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     save_file(_unique_tensors(model), partial / "model.safetensors")
-    torch.save(optimiser.state_dict(), partial / "optimiser.pt")
-    torch.save(torch.get_rng_state(), partial / "rng.pt")
+    save_state(optimiser.state_dict(), partial / "optimiser.pt")
+    save_state(torch.get_rng_state(), partial / "rng.pt")
     (partial / "position.json").write_text(json.dumps(vars(position)))
     for file in partial.iterdir():
         sync(file)
@@ -53,6 +53,12 @@ def save_checkpoint(
     sync(folder)
     for old in _checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
+
+
+def save_state(state: Any, path: Path) -> None:
+    """`torch.save` that tells a full disk as the system does: an OSError, as cause or context."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(

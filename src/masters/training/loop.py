@@ -18,13 +18,19 @@ import torch
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds, save_model
 from masters.teachers.masked import MaskedTeacher
-from masters.training.checkpoints import Position, cut_log, load_checkpoint, save_checkpoint, sync
+from masters.training.checkpoints import (
+    Position,
+    cut_log,
+    load_checkpoint,
+    save_checkpoint,
+    save_state,
+    sync,
+)
 from masters.training.groups import Group
 from masters.training.objective import StepSums
 from masters.training.step import StepSettings, accumulate, apply_gradient
 from masters.training.student import Student
 from masters.training.trackers import Tracker
-
 
 LOGS = ("metrics.jsonl", "validation.jsonl")
 
@@ -270,7 +276,7 @@ class Trainer:
         self._export("model")
         if self.best is None:
             shutil.rmtree(self.folder / "best", ignore_errors=True)
-        torch.save(self.optimiser.state_dict(), self.folder / "optimiser.pt")
+        save_state(self.optimiser.state_dict(), self.folder / "optimiser.pt")
         sync(self.folder / "optimiser.pt")
         for tracker in self.trackers:
             tracker.close()

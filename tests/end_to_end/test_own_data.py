@@ -1,0 +1,73 @@
+"""The whole method on files of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.pictures import make_rows, sets_for, write_rows
+from tests.running import folders, lines, read, succeeds
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path)
+    train = write_rows(tmp_path / "train.jsonl", rows[:32])
+    test = write_rows(tmp_path / "test.jsonl", rows[32:])
+    words = ("masters", "--profile", "tiny", "--out", str(tmp_path / "out"))
+    succeeds("run", *words, sets=sets_for(train, test))
+    stages = folders(tmp_path / "out")
+    steps = lines(stages["train/0-teacher"] / "metrics.jsonl")
+    assert len(steps) == 32 // 4
+    assert {row["mask/ratio"] for row in steps} == {0.2, 0.0}
+    report = read(tmp_path / "out" / "report" / "report.json")
+    kinds = {row["kind"] for row in report["results"]}
+    assert kinds == {"all", "colour"}
+    assert {row["n"] for row in report["results"]} == {8}
+
+
+def test_llava_conversations_and_a_smoke_run_through_every_stage(tmp_path: Path) -> None:
+    """Two turns about each picture; rows without a picture are counted, not trained."""
+    rows = make_rows(tmp_path, 16)
+    conversations = [
+        {
+            "id": row["id"],
+            "image": row["image"],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{row['question']}"},
+                {"from": "gpt", "value": row["answer"]},
+                {"from": "human", "value": "is it a circle?"},
+                {"from": "gpt", "value": "no"},
+            ],
+        }
+        for row in rows
+    ]
+    text_only = {"id": "t", "conversations": [{"from": "human", "value": "hi"}]}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([*conversations[:2], text_only, *conversations[2:]]))
+    words = ("masters", "--profile", "tiny", "--out", str(tmp_path / "out"))
+    succeeds("run", *words, sets=(*sets_for(path, path), "data.limit=8"))
+    stages = folders(tmp_path / "out")
+    metrics = read(stages["generate/0-teacher/teacher"] / "record.json")["metrics"]
+    assert metrics["questions"] == 8
+    assert metrics["skipped_rows"] == {"text-only": 1}
+    assert read(stages["model/teacher"] / "record.json")["metrics"]["skipped_rows"] == {
+        "text-only": 1
+    }
+    report = read(tmp_path / "out" / "report" / "report.json")
+    assert {row["n"] for row in report["results"]} == {8}
+    assert len(lines(stages["train/0-teacher"] / "metrics.jsonl")) == 2
+
+
+@pytest.mark.slow
+def test_a_label_over_the_limit_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, 16)
+    rows[3]["answer"] = "red " * 40
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    words = ("sft", "--profile", "tiny", "--out", str(tmp_path / "out"))
+    sets = [value for value in sets_for(path, path) if not value.startswith("method.phases")]
+    succeeds("run", *words, "--until", "train/0", sets=sets)
+    folder = folders(tmp_path / "out", "sft")["train/0"]
+    assert sum(row["groups/dropped"] for row in lines(folder / "metrics.jsonl")) == 1
+    assert read(folder / "record.json")["metrics"]["labels_over_limit"] == 1
