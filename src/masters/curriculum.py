@@ -1,4 +1,4 @@
-"""Which question is trained in which iteration, and at which mask ratio (METHOD, Eq. 3).
+"""Which question is trained in which iteration, and at which mask ratio (Eq. 3).
 
 Pure functions of a `Schedule` and the number of questions: fixed before anything is generated.
 """

@@ -48,7 +48,7 @@ def ratio_text(parts: int) -> str:
 def mask_ratios(max_ratio: RatioLike, step: RatioLike) -> tuple[int, ...]:
     """The ratios a phase's teacher is masked with, falling from ``max_ratio`` to 0.
 
-    METHOD, Eq. 3: r_m = r_max - s m for m = 0 .. M - 1 with M = r_max / s + 1, on integers.
+    Eq. 3: r_m = r_max - s m for m = 0 .. M - 1 with M = r_max / s + 1, on integers.
 
     Args:
         max_ratio: r_max in [0, 1).

@@ -115,14 +115,14 @@ class Prompt(Section):
 
 
 class Mask(Section):
-    """The teacher's masking schedule (METHOD, Eq. 1 to 3)."""
+    """The teacher's masking schedule (Eq. 1 to 3)."""
 
     max_ratio: Ratio = Decimal("0.2")
     """The first ratio; a whole multiple of ``step``. 0 leaves the teacher whole."""
     step: Ratio = Decimal("0.05")
     """How much is restored from one mask stage to the next."""
     include: tuple[str, ...] = ()
-    """Patterns of module names to mask besides the default ones."""
+    """Patterns of module names; only layers that match one are masked. Empty: all."""
     exclude: tuple[str, ...] = ()
     """Patterns of module names to leave whole."""
 
@@ -151,7 +151,7 @@ class Phase(Section):
 
 
 class Responses(Section):
-    """The responses given before training (METHOD, section 4)."""
+    """The responses given before training (section 3.2 of the paper)."""
 
     teacher: Whole = 4
     """From the phase's masked teacher, per question and mask stage."""
@@ -178,7 +178,8 @@ class AccuracyRule(Section):
 
     kind: Literal["rule", "judge"] = "rule"
     rule: Literal["exact", "normalised", "numeric", "choice", "auto"] = "auto"
-    """auto: choice where there are choices, numeric where the label is one, else normalised."""
+    """auto: choice where there are choices, numeric where the label is one,
+    content where labels are worded in several ways, else normalised."""
 
 
 class DistillationReward(Section):
@@ -316,8 +317,9 @@ class Runtime(Section):
     checkpoint_every: Count = 200
     """Optimiser steps between checkpoints."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Recompute activations in the backward pass; auto: on a CUDA device."""
     workers: Whole = 2
-    """Processes that prepare batches; 0: none beside the trainer."""
+    """Threads that prepare coming batches; 0: the trainer prepares them itself."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
 

@@ -45,6 +45,12 @@ PRELOAD = (
     "torch",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
+    # What the tiny models of the demo and the tests need; each child would import it anew.
+    "transformers.models.qwen3_vl.modeling_qwen3_vl",
+    "transformers.models.qwen3_vl.processing_qwen3_vl",
+    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
+    "transformers.generation.utils",
+    "torch.optim.adamw",
     *(
         f"masters.stages.{kind}"
         for kind in ("train", "mask", "generate", "judge", "score", "evaluate")

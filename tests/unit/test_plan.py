@@ -194,8 +194,14 @@ def test_curriculum_in_the_plan(tmp_path: Path) -> None:
 
 def test_too_few_iterations_for_the_mask(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"masters\.yaml: phase 0: 2 iterations cannot hold"):
-        plan_of(tmp_path, "data.limit=32")
-    plan_of(tmp_path, "data.limit=32", "method.optimiser.questions_per_step=2")
+        plan_of(tmp_path, "data.train.count=32")
+    plan_of(tmp_path, "data.train.count=32", "method.optimiser.questions_per_step=2")
+
+
+def test_a_smoke_run_may_skip_ratios(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "data.limit=32")
+    assert [part.ratio for part in plan.curriculum] == [5000, 2000]
+    assert [(part.start, part.stop) for part in plan.curriculum] == [(0, 1), (1, 2)]
 
 
 def test_resample_per_mask_stage(tmp_path: Path) -> None:

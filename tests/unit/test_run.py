@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fake_stages
+from tests.unit import fake_stages
 import pytest
 from rich.console import Console
 
@@ -173,8 +173,9 @@ def test_a_killed_child_is_told_plainly(tmp_path: Path) -> None:
 def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import fake_stages, masters.run as run, masters.workers\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tests.unit import fake_stages\n"
+        "import masters.run as run, masters.workers\n"
         "from masters.plan import make_plan\n"
         "from masters.recipe import load_recipe\n"
         "if __name__ == '__main__':\n"

@@ -259,8 +259,8 @@ def draw_scene(seed: int, index: int, kind: str) -> Scene:
     """The scene and question of (seed, index, kind).
 
     Counts asked are uniform over zero to four, and the number of shapes beside the counted ones
-    (0 to 4) is drawn independently of them. The other kinds
-    show 1 to 6 shapes: a lone one teaches its look, several teach where to look.
+    (0 to 4) is drawn independently of them. The other kinds show 1 to 6 shapes: a lone one
+    teaches its look, several teach where to look.
     """
     pick = _Picker("layout", seed, index, 64)
     order = list(range(9))
@@ -289,7 +289,7 @@ def draw_scene(seed: int, index: int, kind: str) -> Scene:
 def render(
     cells: Sequence[tuple[str, str] | None], seed: int, index: int, side: int
 ) -> NDArray[np.uint8]:
-    """Pixels of a grid, uint8 [side, side, 3]; size and shade of each shape vary a little.
+    """Pixels of a grid, uint8 [side, side, 3]; the tints and each shape's size vary a little.
 
     Args:
         cells: 9 cells, row by row.
@@ -299,15 +299,16 @@ def render(
     """
     pick = _Picker("pixels", seed, index, 64)
     picture = np.empty((side, side, 3), dtype=np.uint8)
-    picture[:] = _BACKGROUND
+    light = pick(13) - 6
+    picture[:] = [channel + light for channel in _BACKGROUND]
     size = side // 3
     for place, cell in enumerate(cells):
-        large, shade = pick(2), pick(25) - 12
+        large, shade = pick(2), [pick(25) - 12 for _ in range(3)]
         if cell is None:
             continue
         top, left = place // 3 * size, place % 3 * size
         mask = _stencil(cell[0], size, large)
-        tint = [min(255, max(0, channel + shade)) for channel in COLOURS[cell[1]]]
+        tint = np.clip(np.add(COLOURS[cell[1]], shade), 0, 255)
         picture[top : top + size, left : left + size][mask] = tint
     return picture
 

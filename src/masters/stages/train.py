@@ -62,7 +62,8 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     source = _initial_model(spec, context)
     precision = spec.optimiser.precision
     opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
-    if context.runtime.gradient_checkpointing is True:
+    checkpointing = context.runtime.gradient_checkpointing
+    if checkpointing is True or (checkpointing == "auto" and opened.model.device.type == "cuda"):
         opened.model.gradient_checkpointing_enable({"use_reentrant": False})
     teacher_model = _open_teacher_model(spec, context, opened)
     groups = PlannedGroups(spec, context, questions, opened, teacher_model)
