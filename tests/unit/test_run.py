@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.unit import fake_stages
 import pytest
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe
 from masters.run import report_is_done, run_infos, run_plan, run_plans
 from masters.specs import AnySpec, ReportSpec
+from tests.unit import fake_stages
 
 
 @pytest.fixture(autouse=True)

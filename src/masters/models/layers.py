@@ -29,7 +29,7 @@ def maskable_layers(
 ) -> list[str]:
     """Module names of every Linear and convolution that may be masked, in module order.
 
-    Token embeddings, the output head, routers, norms and biases stay whole (section 3.1 of the paper).
+    Token embeddings, the output head, routers, norms and biases stay whole.
 
     Args:
         model: on any device, meta included.

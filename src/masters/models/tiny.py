@@ -38,11 +38,11 @@ CHAT_TEMPLATE = """\
 
 #: Words beside a data set's own that make the tokenizer fit everyday questions about pictures.
 EVERYDAY_WORDS = (
-    "user assistant system yes no true false zero one two three four five six seven eight nine ten "
-    "what which where how many is are there does the a an image picture shape color colour present "
-    "contain in of at to and or not red green blue yellow black gray grey teal brown white purple "
-    "orange circle square rectangle triangle cross left right top bottom middle above below between "
-    "box object item tower Answer with a word or a phrase."
+    "user assistant system yes no true false zero one two three four five six seven eight nine "
+    "ten what which where how many is are there does the a an image picture shape color colour "
+    "present contain in of at to and or not red green blue yellow black gray grey teal brown "
+    "white purple orange circle square rectangle triangle cross left right top bottom middle "
+    "above below between box object item tower Answer with a word or a phrase."
 )
 
 
@@ -60,7 +60,7 @@ class TinySize:
     init: float
 
 
-#: Sizes by name. ``init`` is about 1/sqrt(hidden): transformers' default 0.02 hardly learns this small.
+#: Sizes by name. ``init`` is about 1/sqrt(hidden): with the usual 0.02 they hardly learn.
 TINY_SIZES: dict[str, TinySize] = {
     "qwen3_vl_1m": TinySize(
         hidden=128, layers=2, heads=4, ffn=256,
@@ -174,7 +174,7 @@ def tiny_config(size: TinySize, tokenizer: Any) -> Any:
 def write_tiny_model(
     folder: Path, name: str, *, seed: int, texts: Iterable[str], longest_edge: int = 128
 ) -> None:
-    """Writes a randomly initialised tiny VLM as a transformers folder: weights, processor, template.
+    """Writes a randomly initialised tiny VLM as a transformers folder, processor included.
 
     Args:
         folder: where to write; made when missing.
@@ -199,9 +199,14 @@ def write_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    shared: dict[str, Any] = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "image_mean": [IMAGE_MEAN] * 3,
+        "image_std": [IMAGE_STD] * 3,
+    }
     pixels = {"shortest_edge": (2 * PATCH * MERGE) ** 2, "longest_edge": longest_edge**2}
-    patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    normalised = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
-    Qwen2VLImageProcessorPil(size=pixels, **patches, **normalised).save_pretrained(folder)
-    video = {"video_processor_type": "Qwen3VLVideoProcessor", **patches, **normalised}
+    Qwen2VLImageProcessorPil(size=pixels, **shared).save_pretrained(folder)
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", **shared}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")

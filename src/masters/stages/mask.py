@@ -31,8 +31,8 @@ def run(spec: MaskSpec, context: StageContext) -> dict[str, Any]:
         if tensor not in entries:
             raise ModelError(
                 f"{folder}: layer {name} has no tensor {tensor} in the checkpoint; expected "
-                "checkpoint names equal to module names. Families that transformers renames on load "
-                "cannot be masked yet; set mask: null to distil without a mask"
+                "checkpoint names equal to module names. Families that transformers renames on "
+                "load cannot be masked yet; set mask: null to distil without a mask"
             )
         layers[name] = tensor_thresholds(entries[tensor], ratios)
         bytes_read += entries[tensor].stop - entries[tensor].start

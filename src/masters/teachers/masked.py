@@ -95,7 +95,7 @@ def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> No
     zeros = int(small.sum())
     if zeros != layer.zeros[column]:
         raise ModelError(
-            f"{layer.tensor}: {zeros} weights lie below the threshold, {layer.zeros[column]} did when it "
-            "was measured; the thresholds belong to other weights. Run mask again"
+            f"{layer.tensor}: {zeros} weights lie below the threshold; {layer.zeros[column]} did "
+            "when it was measured, so the thresholds belong to other weights. Run mask again"
         )
     weight.masked_fill_(small, 0)
