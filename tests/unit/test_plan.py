@@ -200,7 +200,7 @@ def test_too_few_iterations_for_the_mask(tmp_path: Path) -> None:
 
 def test_a_smoke_run_may_skip_ratios(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "data.limit=32")
-    assert [part.ratio for part in plan.curriculum] == [5000, 2000]
+    assert [part.ratio for part in plan.curriculum] == [6000, 3000]
     assert [(part.start, part.stop) for part in plan.curriculum] == [(0, 1), (1, 2)]
 
 

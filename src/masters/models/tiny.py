@@ -64,7 +64,7 @@ class TinySize:
 TINY_SIZES: dict[str, TinySize] = {
     "qwen3_vl_1m": TinySize(
         hidden=128, layers=2, heads=4, ffn=256,
-        vision_hidden=96, vision_layers=2, vision_heads=4, init=0.1,
+        vision_hidden=96, vision_layers=1, vision_heads=2, init=0.125,
     ),
     "qwen3_vl_250k": TinySize(
         hidden=64, layers=2, heads=4, ffn=128,
