@@ -18,6 +18,7 @@ from masters.specs import NUMERICS, ModelRef, StageSpec
 
 _MODEL_TEXTS = (
     "config.json",
+    "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "preprocessor_config.json",

@@ -304,7 +304,7 @@ class Runtime(Section):
     """How and where it runs: recorded, bounded by tests, never part of a fingerprint."""
 
     device: str = "auto"
-    """auto, cpu, mps, cuda, cuda:0 ..."""
+    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:0 ..."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None

@@ -43,6 +43,11 @@ def consistent(recipe: Recipe) -> None:
     """Teachers exist, terms have what they need, and nothing asked for is without effect."""
     _teachers_named(recipe)
     _available(recipe.method)
+    if recipe.evaluation.rule.kind == "judge":
+        raise _wrong(
+            ("evaluation", "rule", "kind"),
+            "is 'judge', which this version cannot run yet; expected 'rule'",
+        )
     _terms_fed(recipe.method)
     for index, phase in enumerate(recipe.method.phases):
         _phase(recipe, index, phase)
@@ -86,6 +91,12 @@ def _available(method: Method) -> None:
 
 
 def _terms_fed(method: Method) -> None:
+    divergences = {(t.beta, t.temperature) for t in method.objective if t.kind == "jsd"}
+    if len(divergences) > 1:
+        raise _wrong(
+            ("method", "objective"),
+            "has jsd terms of different beta or temperature; expected the same for all",
+        )
     group = method.responses.teacher + method.responses.student
     kinds = [(term.kind, term.on) for term in method.objective]
     for index, term in enumerate(method.objective):

@@ -22,7 +22,10 @@ def identical(groups: list[Group]) -> list[Group]:
     made = []
     for group in groups:
         ids = group.responses[1].token_ids
-        copies = tuple(Response(token_ids=ids, source="student", accuracy=1.0) for _ in range(8))
+        copies = tuple(
+            Response(token_ids=ids, source="student", accuracy=1.0, reference=(-1.0,) * len(ids))
+            for _ in range(8)
+        )
         made.append(
             Group(
                 question_id=group.question_id,

@@ -247,3 +247,18 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
         recipe.method.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert recipe.with_seed(3).method.seed == 3
     assert recipe.with_seed(3).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.rule.kind=judge", "evaluation.rule.kind is 'judge'"),
+        (
+            "method.objective=[{kind: jsd, beta: 0.1, on: labels}, {kind: jsd, beta: 0.9}]",
+            "jsd terms of different beta",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("masters", "tiny", [override])

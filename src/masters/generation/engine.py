@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from transformers import GenerationConfig
 
 from masters.generation.sampling import KeyedSampler, SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, pad_rows
@@ -59,6 +60,8 @@ class TransformersEngine:
         batch_rows: int = 64,
         precision: torch.dtype = torch.float32,
     ) -> None:
+        # Whatever a checkpoint's own configuration sets would merge into ours, silently.
+        model.generation_config = GenerationConfig()
         self._model = model
         self._tokenizer = processor.tokenizer
         self._ids = ids
@@ -119,8 +122,6 @@ class TransformersEngine:
 
     def _complete_config(self, sampling: Sampling) -> Any:
         """A configuration that leaves nothing to a checkpoint's own, which merges in silently."""
-        from transformers import GenerationConfig
-
         return GenerationConfig(
             do_sample=False, num_beams=1, num_return_sequences=1,
             temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0, min_new_tokens=0,

@@ -45,6 +45,11 @@ class EncodedPrompt:
     token_types: dict[str, list[int]]
     images: dict[str, torch.Tensor]
 
+    @property
+    def size(self) -> int:
+        """Bytes of its image tensors."""
+        return sum(value.nbytes for value in self.images.values())
+
 
 def chat_messages(question: Question, prompt: PromptText) -> list[dict[str, Any]]:
     """The conversation a question is asked in: system, image and history, question with suffix."""

@@ -146,8 +146,8 @@ def save_model(model: Any, folder: Path, *, source: Path | None) -> None:
 
 def local_folder(path: str, *, revision: str | None = None) -> Path:
     """The folder that holds a model's files: the path itself, or the hub's snapshot of it."""
-    if Path(path).is_dir():
-        return Path(path)
+    if (folder := Path(path).expanduser()).is_dir():
+        return folder
     from huggingface_hub import snapshot_download
 
     try:

@@ -34,7 +34,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         precision=spec.precision,
     )
     teacher = open_teacher(opened, context)
-    prompts = Prompts(questions, opened.processor, spec.prompt, cache=spec.shard_questions)
+    prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role=spec.source)
     engine = TransformersEngine(
         opened.model,

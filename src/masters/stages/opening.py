@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from masters.specs import ModelRef
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.thresholds import load_thresholds
 
-CACHED_PROMPTS = 20_000
+CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,10 @@ class OpenedModel:
 
 
 def device_of(runtime: Runtime) -> torch.device:
-    """The device a stage runs on; ``auto`` takes cuda, then mps, then cpu."""
+    """The device a stage runs on; ``auto`` is cuda where there is one, else cpu."""
     if runtime.device != "auto":
         return torch.device(runtime.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str = "last") -> Path:
@@ -92,38 +91,46 @@ class Prompts:
         questions: the data set.
         processor: of the model that reads them.
         prompt: the recipe's prompt block.
-        cache: prompts kept in memory.
+        cache: bytes of image tensors kept in memory.
+
+    Threads may share it. Tokenizers keep settings between calls, so one question is encoded at a
+    time.
     """
 
     def __init__(
-        self, questions: Questions, processor: Any, prompt: Prompt, *, cache: int = CACHED_PROMPTS
+        self, questions: Questions, processor: Any, prompt: Prompt, *, cache: int = CACHE_BYTES
     ) -> None:
         self.questions = questions
         self._processor = processor
         self._prompt = prompt
         self._text = PromptText(system=prompt.system, suffix=prompt.suffix)
         self._cache: OrderedDict[int, EncodedPrompt] = OrderedDict()
-        self._size = cache
+        self._room = cache
+        self._lock = threading.Lock()
 
     def __call__(self, index: int) -> EncodedPrompt:
         """The encoded prompt of question ``index``."""
-        known = self._cache.get(index)
-        if known is not None:
+        with self._lock:
+            known = self._cache.get(index)
+            if known is None:
+                known = self._cache[index] = self._encode(index)
+                self._room -= known.size
+                while self._room < 0 and len(self._cache) > 1:
+                    _, oldest = self._cache.popitem(last=False)
+                    self._room += oldest.size
             return known
+
+    def _encode(self, index: int) -> EncodedPrompt:
         question = self.questions[index]
         image = self.questions.image(question)
         if image is not None and self._prompt.max_pixels is not None:
             image = fit_pixels(image, self._prompt.max_pixels)
-        encoded = encode_prompt(self._processor, question, image, self._text)
-        self._cache[index] = encoded
-        if len(self._cache) > self._size:
-            self._cache.pop(next(iter(self._cache)), None)
-        return encoded
+        return encode_prompt(self._processor, question, image, self._text)
 
 
-def label_ids(processor: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
+def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
     """A label as response ids, end token included; text that spells a special token stays text."""
-    tokens = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     return (*tokens["input_ids"], ids.end[0])
 
 

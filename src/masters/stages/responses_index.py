@@ -46,7 +46,9 @@ class ResponseIndex:
         keys = zip(
             table.column("question_id").to_pylist(), table.column("ratio").to_pylist(), strict=True
         )
+        self._folder, self._stored = responses, set[tuple[str, int]]()
         for row, key in enumerate(keys):
+            self._stored.add(key)
             if self._usable(row):
                 self._rows[key].append(row)
 
@@ -64,6 +66,12 @@ class ResponseIndex:
 
     def get(self, question_id: str, ratio: int) -> list[Response]:
         """The usable responses to a question at a ratio, in stored order."""
+        if (question_id, ratio) not in self._stored:
+            raise StageError(
+                f"{self._folder}: holds no response to question {question_id} at masking ratio "
+                f"{ratio}/10000, which the plan has; expected all of them. A shard is missing: "
+                "delete the folder's record.json and run again"
+            )
         return [self._response(row) for row in self._rows.get((question_id, ratio), ())]
 
     def _response(self, row: int) -> Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
@@ -212,6 +214,9 @@ class PlannedGroups:
             if f"responses.{side}" in context.inputs
         }
         self._long_labels = 0
+        # Its own tokenizer: reading special tokens as text is a setting that tokenizers keep.
+        self._label_tokenizer = copy.deepcopy(student.processor.tokenizer)
+        self._lock = threading.Lock()
 
     def _open_index(self, side: str, context: StageContext) -> ResponseIndex:
         return ResponseIndex(
@@ -242,7 +247,8 @@ class PlannedGroups:
                 return None
         if self._on_labels:
             text = question.training_label or question.label or ""
-            ids = label_ids(self._student.processor, self._student.ids, text)
+            with self._lock:
+                ids = label_ids(self._label_tokenizer, self._student.ids, text)
             if len(ids) > self._spec.max_new_tokens:
                 self._long_labels += 1
                 return None

@@ -81,13 +81,15 @@ def load_checkpoint(
         missing = _unique_tensors(model).keys() ^ weights.keys()
         if missing:
             raise StageError(f"{newest}: weights differ from the model's: {sorted(missing)[:3]}")
-        optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True))
+        optimiser.load_state_dict(
+            torch.load(newest / "optimiser.pt", weights_only=True, map_location="cpu")
+        )
         torch.set_rng_state(torch.load(newest / "rng.pt", weights_only=True))
         return Position(**json.loads((newest / "position.json").read_text()))
     except _UNREADABLE as error:
         raise StageError(
-            f"{newest}: the checkpoint cannot be read ({error}). Delete it to go on from the one "
-            "before, or from the start of the stage"
+            f"{newest}: the checkpoint cannot be read ({error}). Delete it to start the "
+            "stage again"
         ) from error
 
 

@@ -140,7 +140,7 @@ class Trainer:
 
     def carry_optimiser(self, file: Path) -> None:
         """Starts from another stage's optimiser state (Adam runs on within a phase)."""
-        self.optimiser.load_state_dict(torch.load(file, weights_only=True))
+        self.optimiser.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
 
     def run(self) -> dict[str, Any]:
         """Trains from the last checkpoint (or the start) to the end; writes model/ and best/."""
@@ -215,6 +215,10 @@ class Trainer:
             )
             return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
         except NonFiniteLossError as error:
+            # Nothing of this step was applied: what came before it is worth keeping.
+            self.optimiser.zero_grad(set_to_none=True)
+            if i > self.loop.start:
+                self._checkpoint(i - self.loop.start)
             names = ", ".join(group.question_id for group in groups)
             raise NonFiniteLossError(
                 f"step {i + 1}: {error}. Questions of the step: {names}. Steps before it are kept"

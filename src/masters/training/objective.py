@@ -160,7 +160,11 @@ def _term_loss(
             policy = policy_term(logp_M, advantage_M, clip=term.clip)
             gain = (part.weight_M * policy).sum()
             kl = logp_N.new_zeros(())
-            if part.reference_M is not None:
+            if term.kl > 0:
+                if part.reference_M is None:
+                    raise ValueError(
+                        "a KL weight above 0 needs reference log-probs of every response"
+                    )
                 kl_M = k3(part.reference_M, logp_M)
                 kl = (part.weight_M * kl_M).sum()
                 sums.kl_max = max(sums.kl_max, kl_M.max().item())

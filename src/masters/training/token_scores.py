@@ -32,7 +32,7 @@ class ScoreSettings:
         beta: weight of the teacher in the JSD.
         temperature: of the JSD; log-probs are always at temperature 1.
         vocabulary: rows of both heads that are real tokens (None: all of the student's).
-        dtype: of the matrix products (logits are float32 or wider whatever it is).
+        dtype: of the matrix products (their result is widened to float32 before the softmax).
         chunk: tokens per chunk.
         jsd_norm_N: filled by backward: |dJSD_n / dh_n| of each token.
         logp_norm_N: filled by backward: |dlog q(y_n) / dh_n| of each token.
