@@ -48,8 +48,8 @@ class Thresholds:
         ratios: rising, per 10,000, each above 0.
         layers: by module name.
         parameters: all parameters of the model, masked or not (N of Eq. 1).
-        weights: fingerprint of the checkpoint's tensor names, dtypes and shapes. That the values are
-            the ones measured is proved by the zeros counted when a mask is applied.
+        weights: fingerprint of the checkpoint's tensor names, dtypes and shapes. That the values
+            are those measured is proved by the zeros counted when a mask is applied.
     """
 
     ratios: tuple[int, ...]
