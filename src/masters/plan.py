@@ -15,9 +15,10 @@ from typing import Any
 
 from masters.artifacts import atomic_write_text, is_done, read_record
 from masters.curriculum import iterations, mask_stages
+from masters.drafts import Draft, limited
 from masters.errors import RecipeError, StageError
 from masters.fingerprints import Contents, stage_fingerprint
-from masters.phases import Draft, draft_stages, limited, phase_name, phase_schedule
+from masters.phases import draft_stages, phase_name, phase_schedule
 from masters.recipe import Recipe, recipe_from_yaml, resolved_yaml
 from masters.specs import StageSpec
 

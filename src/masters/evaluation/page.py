@@ -221,7 +221,7 @@ def _masking_section(report: dict[str, Any], pictures: Pictures) -> str:
         pictures["masking-zeros.png"] = zeros
         caption = "Below the line because embeddings, norms and the output head stay whole."
         figures.append(figure(zeros, "Share of all weights that are zero", caption))
-    rows = next(iter(curves.values()))
+    rows = curves.get("teacher") or next(iter(curves.values()))
     lost = rows[0]["accuracy"] - rows[-1]["accuracy"]
     words = (
         "The weights smallest in magnitude are set to zero, layer by layer. At the largest ratio "
