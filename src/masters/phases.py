@@ -155,9 +155,7 @@ class _Phase:
         method, drafts, policy = self.method, self.drafts, self.policy
         found = {f"responses.{source}": responses}
         if policy and method.rewards.accuracy:
-            judge = JudgeSpec(
-                source=source, data=drafts.train_data, rule=method.rewards.accuracy
-            )
+            judge = JudgeSpec(source=source, data=drafts.train_data, rule=method.rewards.accuracy)
             name = f"judge/{self.name}/{source}{suffix}"
             found[f"rewards.{source}"] = drafts.add(name, judge, {"responses": responses})
         if policy and policy.kl > 0:

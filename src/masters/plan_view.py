@@ -73,7 +73,9 @@ def _schedules(plan: Plan) -> list[RenderableType]:
         for part in parts:
             table.add_row(*first, *_cells(part))
             first = ("",) * len(first)
-    later = [f"{s.name}: {s.model} as phase {s.phase} left it" for s in states if s.phase is not None]
+    later = [
+        f"{s.name}: {s.model} as phase {s.phase} left it" for s in states if s.phase is not None
+    ]
     return [Text(), table, *([Text("; ".join(later), "dim")] if later else [])]
 
 
