@@ -141,8 +141,7 @@ class Drafts:
         spec = MaskSpec(
             teacher=reference,
             ratios=above,
-            include=mask.include if mask else (),
-            exclude=mask.exclude if mask else (),
+            **({} if mask is None else mask.model_dump(include={"parts", "include", "exclude"})),
         )
         same = (d.name for d in self.by_name.values() if d.spec == spec and d.inputs == inputs)
         found = next(same, None)

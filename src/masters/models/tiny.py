@@ -67,7 +67,7 @@ TINY_SIZES: dict[str, TinySize] = {
         vision_hidden=96, vision_layers=1, vision_heads=2, init=0.125,
     ),
     "qwen3_vl_500k": TinySize(
-        hidden=96, layers=2, heads=4, ffn=192,
+        hidden=96, layers=2, heads=3, ffn=192,
         vision_hidden=64, vision_layers=1, vision_heads=2, init=0.11,
     ),
     "qwen3_vl_250k": TinySize(
