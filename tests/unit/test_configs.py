@@ -115,9 +115,7 @@ def test_what_its_mask_covers(name: str) -> None:
     model = built(name)
     family = family_of(model)
     layers = maskable_layers(model)
-    # Gemma's projector is one bare parameter, no Linear: it stays whole.
-    whole = {"projector"} if name.startswith("gemma") else set()
-    assert {layer.part for layer in layers} == set(PARTS) - whole
+    assert {layer.part for layer in layers} == set(PARTS)
     names = {layer.name for layer in layers}
     assert not names & {family.head, f"{family.language}.embed_tokens"}
     assert not any(name.endswith((".gate", ".router")) for name in names)
