@@ -94,7 +94,8 @@ def raw_logprobs(folder: Path, index: int, ids: list[int]) -> list[float]:
     """Log-probabilities of a response to question ``index`` of the pool, one forward pass."""
     processor, questions = load_processor(str(folder)), SceneQuestions(count=96, seed=3)
     question = questions[index]
-    prompt = encode_prompt(processor, question, questions.image(question), PromptText(suffix=None))
+    images = questions.open_images(question)
+    prompt = encode_prompt(processor, question, images, PromptText(suffix=None))
     with torch.no_grad():
         logits = load_model(str(folder))(**pad_rows([(prompt, ids)], pad=0)).logits[0]
     vocabulary = len(processor.tokenizer)
