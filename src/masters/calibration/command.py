@@ -225,9 +225,10 @@ class _Work:
                 missing = [group for group in groups if self.kept.get(ratio, group) is None]
                 if missing:
                     console.print(
-                        f"{len(missing)} {grain}s at {ratio_text(ratio)}: as many passes over "
-                        f"{len(self.indices):,} answers, and one more answer wherever one changes",
+                        f"{len(missing)} {grain}s at {ratio_text(ratio)}: for each, a pass over "
+                        f"{len(self.indices):,} answers, and a new one wherever one changes",
                         highlight=False,
+                        soft_wrap=True,
                     )
                 for group in missing:
                     self.kept.add(measuring.only(group, groups[group], ratio))

@@ -14,6 +14,7 @@ from masters.calibration.tokens import TokenMeasures, token_measures
 from masters.evaluation.statistics import t_interval
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES
+from masters.ratios import ratio_text
 from masters.recipe import AccuracyRule, Runtime
 from masters.rewards.verifiers import verify
 from masters.stages.opening import OpenedModel, Prompts, greedy_answers
@@ -110,15 +111,16 @@ class Measuring:
         self._teacher.set_ratio(0)
         self.answers = known or self._ask(range(len(self._asking.indices)), "unmasked")
         self._whole = [self._states(self._teacher, rows) for rows in self._batches()]
-        row, _ = self._compared(self._teacher)
+        row, _ = self._compared(self._teacher, "unmasked")
         return replace(row, correct=self.answers.correct, seconds=time.perf_counter() - begin)
 
     def masked(self, ratio: int) -> Measured:
         """Every layer of the thresholds masked at ``ratio``; each question is answered anew."""
         begin = time.perf_counter()
         self._teacher.set_ratio(ratio)
-        row, _ = self._compared(self._teacher)
-        answers = self._ask(range(len(self._asking.indices)), f"ratio {ratio / 10_000:g}")
+        what = f"ratio {ratio_text(ratio)}"
+        row, _ = self._compared(self._teacher, what)
+        answers = self._ask(range(len(self._asking.indices)), what)
         return replace(row, correct=answers.correct, seconds=time.perf_counter() - begin)
 
     def only(self, group: str, layers: Sequence[str], ratio: int) -> Measured:
@@ -134,7 +136,7 @@ class Measuring:
         thresholds = replace(self._thresholds, layers=chosen)
         teacher = MaskedTeacher(self._opened.model, self._opened.folder, thresholds)
         teacher.set_ratio(ratio)
-        row, changed = self._compared(teacher)
+        row, changed = self._compared(teacher, group)
         places = [place for place, other in enumerate(changed) if other]
         anew = self._ask(places, group)
         teacher.set_ratio(0)
@@ -186,7 +188,7 @@ class Measuring:
         home = torch.device("cpu")
         return teacher_states(teacher, rows, self._opened.ids, self._precision, home)
 
-    def _compared(self, teacher: MaskedTeacher) -> tuple[Measured, list[bool]]:
+    def _compared(self, teacher: MaskedTeacher, what: str) -> tuple[Measured, list[bool]]:
         """Divergence and entropy, means over each answer's tokens; which answers change."""
         ids = self._opened.ids
         jsd, entropy, changed = [], [], []
@@ -204,7 +206,7 @@ class Measuring:
                 jsd.append(one.jsd_N.mean().item())
                 entropy.append(one.entropy_N.mean().item())
                 changed.append(not bool(one.kept_N.all()))
-            self.progress(done + 1, len(self._whole), "divergence")
+            self.progress(done + 1, len(self._whole), f"{what}: divergence")
         row = Measured(
             ratio=teacher.ratio,
             correct=(),

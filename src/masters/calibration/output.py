@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -27,26 +29,24 @@ def row_json(row: Measured, unmasked: Measured, tolerance: float) -> dict[str, A
     found = {
         "ratio": float(ratio_text(row.ratio)),
         "n": row.n,
-        "accuracy": row.accuracy.value,
-        "low": row.accuracy.low,
-        "high": row.accuracy.high,
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
+        **_bounds("accuracy", row.accuracy),
+        **_bounds("difference", difference),
         "gained": gained,
         "lost": lost,
         "changed": row.changed,
-        "entropy": row.entropy.value,
-        "entropy_low": row.entropy.low,
-        "entropy_high": row.entropy.high,
-        "jsd": row.jsd.value,
-        "jsd_low": row.jsd.low,
-        "jsd_high": row.jsd.high,
+        **_bounds("entropy", row.entropy),
+        **_bounds("jsd", row.jsd),
         "zeros": row.zeros,
         "seconds": round(row.seconds, 3),
         "verdict": verdict(difference, tolerance),
     }
     return {"group": row.group, **found} if row.group else found
+
+
+def _bounds(name: str, value: Interval) -> dict[str, float | None]:
+    """An estimate and its bounds under three keys; one question has no bounds for a mean."""
+    known = {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+    return {key: None if math.isnan(number) else number for key, number in known.items()}
 
 
 def recommendation_json(found: Recommendation) -> dict[str, Any]:
@@ -61,12 +61,10 @@ def recommendation_json(found: Recommendation) -> dict[str, Any]:
 
 
 def ratios_table(rows: Sequence[Measured], tolerance: float) -> Table:
-    """One line a ratio."""
-    table = Table(caption=f"95 % intervals, {rows[0].n:,} questions", caption_justify="left")
-    table.add_column("ratio", justify="right")
-    for heading in ("zeros", "accuracy", "interval", "difference", "interval", "other answers"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("JSD", "entropy", ""):
+    """One line a ratio; shares in per cent, differences in points, JSD and entropy in nats."""
+    table = _table(f"{rows[0].n:,} questions; (95 % intervals)")
+    table.add_column("ratio", no_wrap=True)
+    for heading in ("zeros", "accuracy", "difference", "other", "JSD", "entropy", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         difference = row.against(rows[0])
@@ -74,12 +72,10 @@ def ratios_table(rows: Sequence[Measured], tolerance: float) -> Table:
         table.add_row(
             ratio_text(row.ratio),
             _percent(row.zeros),
-            _percent(row.accuracy.value),
-            _interval(row.accuracy, ""),
-            "" if whole else f"{100 * difference.value:+.1f}",
-            "" if whole else _interval(difference, "+"),
+            f"{_percent(row.accuracy.value)} ({_interval(row.accuracy)})",
+            "" if whole else _points(difference),
             _percent(row.changed),
-            f"{row.jsd.value:.4f}",
+            f"{row.jsd.value:.5f}",
             f"{row.entropy.value:.4f}",
             "" if whole else verdict(difference, tolerance),
         )
@@ -89,26 +85,33 @@ def ratios_table(rows: Sequence[Measured], tolerance: float) -> Table:
 def groups_table(rows: Sequence[Measured], unmasked: Measured, grain: str) -> Table:
     """The most sensitive groups of layers, most sensitive first."""
     ordered = sorted(rows, key=lambda row: -row.jsd.value)
-    table = Table(
-        title=f"One {grain} masked at {ratio_text(rows[0].ratio)}, the others whole",
-        title_justify="left",
-        caption=f"the first {_SHOWN} of {len(rows)}" if len(rows) > _SHOWN else None,
-        caption_justify="left",
-    )
-    table.add_column(grain, overflow="fold")
-    for heading in ("zeros", "JSD", "other answers", "difference", "interval"):
+    more = f"; the first {_SHOWN} of {len(rows)}" if len(rows) > _SHOWN else ""
+    common = shared_prefix([row.group for row in rows])
+    table = _table(f"one {grain} masked at {ratio_text(rows[0].ratio)}, the others whole{more}")
+    table.add_column(f"{grain} in {common[:-1]}" if common else grain, overflow="fold")
+    for heading in ("zeros", "JSD", "other", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in ordered[:_SHOWN]:
-        difference = row.against(unmasked)
         table.add_row(
-            row.group,
+            row.group.removeprefix(common),
             _percent(row.zeros),
             f"{row.jsd.value:.5f}",
             _percent(row.changed),
-            f"{100 * difference.value:+.1f}",
-            _interval(difference, "+"),
+            _points(row.against(unmasked)),
         )
     return table
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """The modules that all names begin with, the last dot included; empty for one name."""
+    common = os.path.commonprefix(list(names)) if len(names) > 1 else ""
+    return common[: common.rfind(".") + 1]
+
+
+def _table(caption: str) -> Table:
+    return Table(
+        box=None, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left"
+    )
 
 
 def mask_yaml(found: Recommendation) -> str:
@@ -160,8 +163,13 @@ def write_recipe(file: Path, subject: Subject, found: Recommendation, said: str)
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}"
 
 
-def _interval(value: Interval, sign: str) -> str:
-    return f"{100 * value.low:{sign}.1f} to {100 * value.high:{sign}.1f}"
+def _interval(value: Interval) -> str:
+    return f"{100 * value.low:.1f}-{100 * value.high:.1f}"
+
+
+def _points(value: Interval) -> str:
+    low, high = f"{100 * value.low:+.1f}", f"{100 * value.high:+.1f}"
+    return f"{100 * value.value:+.1f} ({low} to {high})"

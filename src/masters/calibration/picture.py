@@ -9,8 +9,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from masters.calibration.output import shared_prefix
 from masters.calibration.recommendation import Measured, Recommendation
-from masters.evaluation.plots import CARD, INK, MUTED, SHADE, STUDENT, TEACHER, dress, legend, png
+from masters.evaluation.plots import (
+    CARD,
+    INK,
+    MUTED,
+    SHADE,
+    STUDENT,
+    TEACHER,
+    dress,
+    legend,
+    log_scale,
+    png,
+)
 from masters.evaluation.statistics import Interval
 from masters.ratios import WHOLE
 
@@ -29,7 +41,6 @@ def curves(rows: Sequence[Measured], found: Recommendation, tolerance: float) ->
     ):
         dress(axes, "masking ratio")
         axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if found.max_ratio:
             label = "recommended" if axes is accuracy else None
             axes.axvspan(0, found.max_ratio / WHOLE, color=SHADE, alpha=0.16, lw=0, label=label)
@@ -38,11 +49,16 @@ def curves(rows: Sequence[Measured], found: Recommendation, tolerance: float) ->
     axis_label = f"{100 * tolerance:g} points below the whole teacher"
     accuracy.axhline(limit, color=MUTED, lw=1.1, ls=(0, (4, 3)), label=axis_label)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _band(divergence, rows, [row.jsd for row in rows], STUDENT)
+    masked = rows[1:]
+    _band(divergence, masked, [row.jsd for row in masked], STUDENT)
+    if all(row.jsd.low > 0 for row in masked):
+        log_scale(divergence)
+    else:
+        divergence.set_ylim(bottom=0)
     _band(entropy, rows, [row.entropy for row in rows], STUDENT)
+    entropy.set_ylim(bottom=0)
     for axes in (accuracy, divergence, entropy):
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, 1.03 * rows[-1].ratio / WHOLE)
     legend(accuracy)
     return png(figure)
 
@@ -57,8 +73,10 @@ def sensitivity(rows: Sequence[Measured], grain: str) -> bytes:
     axes.grid(visible=False)
     low = [row.jsd.value - row.jsd.low for row in shown]
     high = [row.jsd.high - row.jsd.value for row in shown]
+    common = shared_prefix([row.group for row in rows])
+    places = range(len(shown))
     axes.barh(
-        [row.group for row in shown],
+        places,
         [row.jsd.value for row in shown],
         xerr=(low, high),
         color=STUDENT,
@@ -66,8 +84,9 @@ def sensitivity(rows: Sequence[Measured], grain: str) -> bytes:
         error_kw={"ecolor": MUTED, "lw": 1},
     )
     axes.tick_params(axis="y", labelsize=7.5)
-    axes.set_yticks(range(len(shown)), [row.group for row in shown])
+    axes.set_yticks(places, [row.group.removeprefix(common) for row in shown])
     axes.set_xlim(left=0)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     return png(figure)
 
 
@@ -76,4 +95,4 @@ def _band(axes: Axes, rows: Sequence[Measured], values: Sequence[Interval], colo
     low, high = [value.low for value in values], [value.high for value in values]
     axes.fill_between(ratios, low, high, color=colour, alpha=0.16, lw=0)
     middle = [value.value for value in values]
-    axes.plot(ratios, middle, color=colour, marker="o", ms=4, lw=1.7)
+    axes.plot(ratios, middle, color=colour, marker="o", ms=4, lw=1.7, clip_on=False)

@@ -115,27 +115,33 @@ def recommend(rows: Sequence[Measured], tolerance: float) -> Recommendation:
         )
     best = 0
     for row in masked:
-        difference = row.against(unmasked)
-        found = verdict(difference, tolerance)
-        if found == "kept":
-            best = row.ratio
-            continue
-        reason = (
-            f"At {ratio_text(row.ratio)} the accuracy changes by {_points(difference.value)} "
-            f"points ({_points(difference.low)} to {_points(difference.high)})"
-        )
-        if found == "lost":
-            reason += f", certainly a loss of more than {_percent(tolerance)}"
-            return _result(best, reason, None)
-        gained, lost = row.moved(unmasked)
-        needed = questions_needed(gained, lost, row.n, tolerance)
-        reason += f": {row.n:,} questions cannot rule out a loss of more than {_percent(tolerance)}"
-        if needed is None:
-            reason += ", and the change itself is as large, so more of them would hardly help"
-        else:
-            reason += f"; about {needed:,} could, if they go like these"
-        return _result(best, reason, needed)
+        found = verdict(row.against(unmasked), tolerance)
+        if found != "kept":
+            return _result(best, *_stopped(row, unmasked, found, tolerance))
+        best = row.ratio
     return _result(best, "The largest ratio tested is kept; larger ones may be as well", None)
+
+
+def _stopped(
+    row: Measured, unmasked: Measured, found: Verdict, tolerance: float
+) -> tuple[str, int | None]:
+    """Why the first ratio not kept was not, and how many questions would settle it."""
+    difference = row.against(unmasked)
+    allowed = f"{100 * tolerance:g} points"
+    reason = (
+        f"At {ratio_text(row.ratio)} the accuracy changes by {_points(difference.value)} points "
+        f"({_points(difference.low)} to {_points(difference.high)})"
+    )
+    if found == "lost":
+        return f"{reason}, which is certainly a loss of more than {allowed}", None
+    gained, lost = row.moved(unmasked)
+    needed = questions_needed(gained, lost, row.n, tolerance)
+    if needed is None:
+        return f"{reason}; more questions would hardly bring it within {allowed}", None
+    return (
+        f"{reason}: {row.n:,} questions cannot rule out a loss of more than {allowed}; about "
+        f"{needed:,} could, if the others go like these"
+    ), needed
 
 
 def questions_needed(gained: float, lost: float, n: float, tolerance: float) -> int | None:

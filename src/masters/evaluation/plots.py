@@ -219,12 +219,12 @@ def _terms(curve: TrainingCurve, prefix: str, *, log: bool) -> bytes | None:
         colour = LOSS_COLOURS.get(name) or next(spare)
         _smooth_line(axes, series, colour, name)
     if log and all(value > 0 for _, (_, values) in lines for value in values):
-        _log_scale(axes)
+        log_scale(axes)
     legend(axes)
     return png(figure)
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers; between powers of ten only where they are few."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
