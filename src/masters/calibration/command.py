@@ -31,7 +31,7 @@ from masters.calibration.recommendation import Measured, Recommendation, recomme
 from masters.calibration.teacher import Subject, find_subject, folder_name
 from masters.data.sources import open_questions
 from masters.display import Display
-from masters.errors import DataError, RecipeError
+from masters.errors import RecipeError
 from masters.fingerprints import Contents
 from masters.plan import make_plan
 from masters.ratios import ratio_parts, ratio_text
@@ -140,8 +140,6 @@ def calibrate(
         check_writable(request.write, subject)
     out = out or (Path("runs") / subject.recipe.name if subject.from_recipe else Path("runs"))
     asked = open_questions(subject.questions)
-    if len(asked) == 0:
-        raise DataError("the questions are empty; expected at least one with a label")
     folder = out / "calibrate" / folder_name(subject)
     model, identity = _model(subject, out)
     with lock(folder):
