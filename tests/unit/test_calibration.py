@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from masters.calibration.command import Request, read_request
 from masters.calibration.groups import _block
 from masters.calibration.kept import Kept
 from masters.calibration.output import check_writable, mask_yaml, shared_prefix, write_recipe
 from masters.calibration.picture import curves, sensitivity
 from masters.calibration.recommendation import Measured, Recommendation, recommend
+from masters.calibration.request import Request, read_request
 from masters.calibration.teacher import Subject, find_subject, folder_name
 from masters.calibration.tokens import TokenMeasures, token_measures
 from masters.errors import RecipeError, StageError

@@ -9,14 +9,20 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from masters.artifacts import atomic_write_bytes, atomic_write_text, lock, versions
-from masters.calibration.groups import GRAINS, Grain, layer_groups
+from masters.artifacts import (
+    atomic_write_bytes,
+    atomic_write_text,
+    disk_full_error,
+    is_disk_full,
+    lock,
+    versions,
+)
+from masters.calibration.groups import Grain, layer_groups
 from masters.calibration.kept import Kept
 from masters.calibration.output import (
     check_writable,
@@ -28,13 +34,13 @@ from masters.calibration.output import (
     write_recipe,
 )
 from masters.calibration.recommendation import Measured, Recommendation, recommend
+from masters.calibration.request import Request
 from masters.calibration.teacher import Subject, find_subject, folder_name
 from masters.data.sources import open_questions
 from masters.display import Display
-from masters.errors import RecipeError
 from masters.fingerprints import Contents
 from masters.plan import make_plan
-from masters.ratios import ratio_parts, ratio_text
+from masters.ratios import ratio_text
 
 if TYPE_CHECKING:
     from masters.calibration.measuring import Measuring, Progress
@@ -43,71 +49,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _SCOPE = {"parts", "include", "exclude"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked for beside the teacher.
-
-    Args:
-        ratios: rising, per 10,000, each above 0.
-        sample: questions at most, drawn by ``seed``.
-        tolerance: how much accuracy may be lost, a share in (0, 1).
-        grains: whether sensitivity is measured too, and by what.
-        group_ratio: at which ratio, per 10,000; None: the recommended one.
-        write: a recipe to write.
-    """
-
-    ratios: tuple[int, ...]
-    sample: int
-    seed: int
-    tolerance: float
-    grains: tuple[Grain, ...] = ()
-    group_ratio: int | None = None
-    write: Path | None = None
-
-
-def read_request(
-    *,
-    ratios: str,
-    sample: int,
-    seed: int,
-    tolerance: float,
-    per: Sequence[str],
-    per_ratio: str | None,
-    write: Path | None,
-) -> Request:
-    """The words of the command line, checked.
-
-    Raises:
-        RecipeError: a value is out of range or no number.
-    """
-    parts = {
-        ratio_parts(text.strip(), name="--ratios") for text in ratios.split(",") if text.strip()
-    }
-    if not parts - {0}:
-        raise RecipeError(f"--ratios {ratios!r}: expected at least one above 0, such as 0.1,0.2")
-    if sample < 1:
-        raise RecipeError(f"--sample is {sample}; expected 1 or more questions")
-    if not 0 < tolerance < 1:
-        raise RecipeError(f"--tolerance is {tolerance}; expected a share in (0, 1), such as 0.02")
-    if per_ratio is not None and not per:
-        raise RecipeError("--per-ratio without --per; expected --per part, block or layer")
-    group_ratio = None if per_ratio is None else ratio_parts(per_ratio, name="--per-ratio")
-    if group_ratio == 0:
-        raise RecipeError("--per-ratio is 0; expected a ratio above 0")
-    for grain in per:
-        if grain not in GRAINS:
-            raise RecipeError(f"--per is {grain!r}; expected one of {', '.join(GRAINS)}")
-    return Request(
-        ratios=tuple(sorted(parts - {0})),
-        sample=sample,
-        seed=seed,
-        tolerance=tolerance,
-        grains=tuple(grain for grain in GRAINS if grain in per),
-        group_ratio=group_ratio,
-        write=write,
-    )
 
 
 def calibrate(
@@ -142,18 +83,30 @@ def calibrate(
     asked = open_questions(subject.questions)
     folder = out / "calibrate" / folder_name(subject)
     model, identity = _model(subject, out)
-    with lock(folder):
-        work = _Work(subject, request, folder, model, identity, asked)
-        rows = work.ratios()
-        found = recommend(rows, request.tolerance)
-        console.print(ratios_table(rows, request.tolerance))
-        groups = work.groups(found, console)
-        for grain, measured in groups.items():
-            console.print(groups_table(measured, rows[0], grain))
-        content = _content(work, rows, groups, found, command)
-        _write(folder, content, rows, groups, found, request.tolerance)
-    _conclude(console, subject, request, folder, found, command)
+    try:
+        with lock(folder):
+            work = _Work(subject, request, folder, model, identity, asked)
+            found = _measured(work, command, console)
+        _conclude(console, subject, request, folder, found, command)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full_error(folder) from error
     return folder
+
+
+def _measured(work: _Work, command: Sequence[str], console: Console) -> Recommendation:
+    """Measures, shows and writes; nothing is recommended before all of it is there."""
+    tolerance = work.request.tolerance
+    rows = work.ratios()
+    found = recommend(rows, tolerance)
+    console.print(ratios_table(rows, tolerance))
+    groups = work.groups(found, console)
+    for grain, measured in groups.items():
+        console.print(groups_table(measured, rows[0], grain))
+    content = _content(work, rows, groups, found, command)
+    _write(work.folder, content, rows, groups, found, tolerance)
+    return found
 
 
 class _Work:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from masters.models.families import family_of
-
 Grain = Literal["part", "block", "layer"]
 GRAINS: tuple[Grain, ...] = ("part", "block", "layer")
 
@@ -20,6 +18,8 @@ def layer_groups(model: Any, layers: Iterable[str], grain: Grain) -> dict[str, l
         grain: ``part`` (language, projector, vision), ``block`` (one numbered block of a stack,
             else the module around the layer) or ``layer`` (one matrix; a stack of experts is one).
     """
+    from masters.models.families import family_of
+
     family = family_of(model)
     groups: dict[str, list[str]] = {}
     for name in layers:
