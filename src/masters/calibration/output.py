@@ -62,7 +62,7 @@ def recommendation_json(found: Recommendation) -> dict[str, Any]:
 
 def ratios_table(rows: Sequence[Measured], tolerance: float) -> Table:
     """One line a ratio; shares in per cent, differences in points, JSD and entropy in nats."""
-    table = _table(f"{rows[0].n:,} questions; (95 % intervals)")
+    table = _table(f"{rows[0].n:,} questions; 95 % intervals in brackets")
     table.add_column("ratio", no_wrap=True)
     for heading in ("zeros", "accuracy", "difference", "other", "JSD", "entropy", ""):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -75,7 +75,7 @@ def ratios_table(rows: Sequence[Measured], tolerance: float) -> Table:
             f"{_percent(row.accuracy.value)} ({_interval(row.accuracy)})",
             "" if whole else _points(difference),
             _percent(row.changed),
-            f"{row.jsd.value:.5f}",
+            f"{row.jsd.value:z.5f}",
             f"{row.entropy.value:.4f}",
             "" if whole else verdict(difference, tolerance),
         )
@@ -95,7 +95,7 @@ def groups_table(rows: Sequence[Measured], unmasked: Measured, grain: str) -> Ta
         table.add_row(
             row.group.removeprefix(common),
             _percent(row.zeros),
-            f"{row.jsd.value:.5f}",
+            f"{row.jsd.value:z.5f}",
             _percent(row.changed),
             _points(row.against(unmasked)),
         )
