@@ -290,6 +290,36 @@ def llava(shape: Shape, tokenizer: Any) -> Built:
     return Built(config=config, images=images, processor=settings)
 
 
+def glm4v(shape: Shape, tokenizer: Any) -> Built:
+    """GLM-4.1V, not in the table either: projector inside the tower, half of each head rotates."""
+    from transformers import Glm4vConfig, Glm4vImageProcessorPil
+
+    text = shape.text(tokenizer) | {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "mrope_section": [2, 1, 1],
+            "partial_rotary_factor": 0.5,
+        }
+    }
+    ids = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+    }
+    config = Glm4vConfig(
+        text_config=text,
+        vision_config=_qwen_vision(shape, image_size=shape.image),
+        **{key: _id(tokenizer, token) for key, token in ids.items()},
+    )
+    area = {"shortest_edge": 2 * (2 * PATCH) ** 2, "longest_edge": 12 * shape.image**2}
+    images = Glm4vImageProcessorPil(size=area, patch_size=PATCH, merge_size=2)
+    return Built(config=config, images=images, processor={})
+
+
 BUILDERS: dict[str, Callable[[Shape, Any], Built]] = {
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
@@ -301,4 +331,5 @@ BUILDERS: dict[str, Callable[[Shape, Any], Built]] = {
     "llava_onevision": llava_onevision,
     "gemma3": gemma3,
     "llava": llava,
+    "glm4v": glm4v,
 }

@@ -1,11 +1,13 @@
-"""Each family's special tokens, chat template and tokenizer, as its published checkpoints have them.
+"""Each family's special tokens, chat template and tokenizer, as published checkpoints have them.
 
-The vocabulary is a byte-level BPE trained on the spot; the tokens that mean more than text, their
-names, whether a prompt starts with one, and the templates are the real ones.
+The vocabulary is a BPE trained on the spot, on bytes or, as of Llama, on text with marked spaces.
+The tokens that mean more than text, their names, whether a prompt starts with one, and the
+templates are the real ones.
 """
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,7 @@ class Tokens:
         eos: the tokenizer's end token, which need not be what ends a turn.
         ends: what generation stops at; the first is what ends a turn.
         lead: what stands between the generation prompt and an answer.
+        bytes: whether the vocabulary is one of bytes.
         pad: padding.
         bos: put before every text, where the tokenizer does so.
         image: the placeholder that image features replace.
@@ -40,6 +43,7 @@ class Tokens:
     pictures: tuple[str, ...]
     template: str
     bos: str | None = None
+    bytes: bool = True
     lead: str = ""
     named: dict[str, str] = field(default_factory=dict)
 
@@ -170,6 +174,7 @@ _LLAVA = Tokens(
     eos="</s>",
     ends=("</s>",),
     lead=" ",
+    bytes=False,
     pad="<pad>",
     bos="<s>",
     image="<image>",
@@ -180,6 +185,37 @@ _LLAVA = Tokens(
 {% endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
 {{ content['text'] + ' ' }}{% endfor %}{% endfor %}\
 {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}""",
+)
+
+_GLM_PICTURES = (
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+    "<|video|>",
+)
+_GLM4V = Tokens(
+    special=(
+        "<|endoftext|>",
+        "[gMASK]",
+        "<sop>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+        *_GLM_PICTURES,
+    ),
+    eos="<|endoftext|>",
+    ends=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    pad="<|endoftext|>",
+    image="<|image|>",
+    pictures=_GLM_PICTURES,
+    template="""\
+[gMASK]<sop>{%- for message in messages %}<|{{ message.role }}|>\n\
+{%- for item in message.content %}\
+{%- if item.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>\
+{%- elif item.type == 'text' %}{{ item.text }}{% endif %}{% endfor %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}""",
 )
 
 #: By family.
@@ -194,6 +230,7 @@ TOKENS: dict[str, Tokens] = {
     "llava_onevision": _ONEVISION,
     "gemma3": _GEMMA3,
     "llava": _LLAVA,
+    "glm4v": _GLM4V,
 }
 
 
@@ -203,12 +240,18 @@ def train_tokenizer(tokens: Tokens, texts: Iterable[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer: Any = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    if tokens.bytes:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        alphabet = sorted(string.printable)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(tokens.special),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     words = EVERYDAY_WORDS.split()

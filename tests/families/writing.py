@@ -11,8 +11,8 @@ from masters.models.families import FAMILIES
 from tests.families.architectures import BUILDERS, Shape
 from tests.families.tokens import TOKENS, train_tokenizer
 
-#: Families of the table; InternVL with both text models, and one architecture outside the table.
-FAMILY_NAMES = (*FAMILIES, "internvl_qwen3", "llava")
+#: Families of the table; InternVL with both text models, and two architectures outside the table.
+FAMILY_NAMES = (*FAMILIES, "internvl_qwen3", "llava", "glm4v")
 
 SHAPES = {
     "student": Shape(hidden=32, layers=2, vision_hidden=32, image=32, tied=False),

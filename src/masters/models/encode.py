@@ -149,9 +149,9 @@ def pad_rows(
 def _concatenate(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors behind one another; where other dimensions differ, zeros fill them up at the end.
 
-    So rows may have different numbers of crops (Idefics3, LLaVA-OneVision) or sizes (Pixtral): it is
-    how the processors themselves fill up a batch, and the models leave it out again by the pixel
-    mask, the image sizes, or because it is all zero.
+    So rows may have different numbers of crops (Idefics3, LLaVA-OneVision) or sizes (Pixtral). The
+    processors themselves fill up a batch so, and the models leave it out again: by the pixel mask,
+    by the image sizes, or because it is all zero.
     """
     shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
     if all(list(part.shape[1:]) == shape[1:] for part in parts):

@@ -17,7 +17,7 @@ from masters.models.families import family_of
 from masters.models.turns import answer_turn
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
-#: Added tokens that stand for pictures or frame them: `<|image_pad|>`, `</img>`, `<row_1_col_2>` ...
+#: Added tokens that stand for pictures or frame them: <|image_pad|>, </img>, <row_1_col_2> ...
 PICTURE_TOKEN = re.compile(r"image|img|video|vision|row_\d+_col_\d+", re.IGNORECASE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,8 +27,14 @@ def load_config(path: str, *, revision: str | None = None) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, json.JSONDecodeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path}: its model is Python code beside the checkpoint, which Masters never runs "
+                "(trust_remote_code); expected an architecture of transformers. Take the converted "
+                "checkpoint of the same model (InternVL's names end in -hf)"
+            ) from error
         raise ModelError(f"{path}: no readable model configuration there ({error})") from error
     if getattr(config, "vision_config", None) is None:
         raise ModelError(
@@ -60,6 +66,7 @@ def load_model(
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=revision,
+            trust_remote_code=False,
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
@@ -100,30 +107,31 @@ def load_processor(path: str, *, revision: str | None = None, backend: str = "au
     if not is_torchvision_available():
         return _processor_without_video(path, revision)
     try:
-        options = {} if backend == "auto" else {"backend": backend}
+        options: dict[str, Any] = {} if backend == "auto" else {"backend": backend}
+        options["trust_remote_code"] = False
         return _with_template(AutoProcessor.from_pretrained(path, revision=revision, **options))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the processor could not be loaded: {error}") from error
 
 
 def _processor_without_video(path: str, revision: str | None) -> Any:
-    """What ``AutoProcessor`` would build, every value of the checkpoint's files in it, less video."""
+    """What ``AutoProcessor`` would build from all of the checkpoint's files, less video."""
     import transformers
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.auto import processing_auto
 
+    own: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
-        model_type = AutoConfig.from_pretrained(path, revision=revision).model_type
-        cls: Any = getattr(transformers, str(names.get(model_type)), None)
+        cls: Any = getattr(
+            transformers, str(names.get(AutoConfig.from_pretrained(path, **own).model_type)), None
+        )
         if cls is None or "video_processor" not in cls.get_attributes():
-            return _with_template(AutoProcessor.from_pretrained(path, revision=revision))
+            return _with_template(AutoProcessor.from_pretrained(path, **own))
         settings, _ = cls.get_processor_dict(path, revision=revision)
         parts = {
-            "image_processor": AutoImageProcessor.from_pretrained(
-                path, revision=revision, backend="pil"
-            ),
-            "tokenizer": AutoTokenizer.from_pretrained(path, revision=revision),
+            "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil", **own),
+            "tokenizer": AutoTokenizer.from_pretrained(path, **own),
             # Chat templates of SmolVLM are rendered with these two.
             "video_processor": SimpleNamespace(model_input_names=[], num_frames=None, fps=None),
         }
@@ -196,7 +204,7 @@ class TokenIds:
         pad: the id used as padding.
         banned: ids a response may never contain (image, video, vision start / end ...).
         vocabulary: number of real tokens; rows of the output head beyond it are padding.
-        lead: white space that the chat template puts between prompt and answer.
+        lead: white space that the chat template puts before an answer.
     """
 
     end: tuple[int, ...]
@@ -209,7 +217,8 @@ class TokenIds:
 def token_ids(model: Any, processor: Any) -> TokenIds:
     """Special ids read off configuration, tokenizer and chat template.
 
-    An answer ends with what the chat template ends a turn with, else with the tokenizer's end token.
+    An answer ends with what the chat template ends a turn with; where that is nothing, with the
+    tokenizer's end token.
 
     Raises:
         ModelError: no end token, or an architecture whose parts cannot be told.

@@ -13,7 +13,7 @@ class Turn:
     """The frame of an assistant's answer.
 
     Args:
-        lead: white space between the generation prompt and the answer's text.
+        lead: white space to put before the answer's text when it is tokenised by itself.
         end: id of the special token behind the text; None where the template writes none.
     """
 
@@ -39,13 +39,22 @@ def answer_turn(processor: Any) -> Turn:
         return Turn(lead="", end=None)
     lead = before.removeprefix(asked) if before.startswith(asked) else ""
     tokenizer = processor.tokenizer
+    lead = "" if lead.strip() else _as_tokens(tokenizer, asked, lead)
     # Not all_special_ids: it lists the named ones, and Gemma3's <end_of_turn> has no name.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return Turn(
-        lead="" if lead.strip() else lead,
-        end=next((token for token in ids if token in special), None),
-    )
+    end = next((token for token in _ids(tokenizer, after) if token in special), None)
+    return Turn(lead=lead, end=end)
+
+
+def _as_tokens(tokenizer: Any, asked: str, lead: str) -> str:
+    """The lead, unless the tokenizer puts one before a text itself (as Llama's does)."""
+    whole, prompt = _ids(tokenizer, asked + lead + ANSWER), _ids(tokenizer, asked)
+    fits = (own for own in (lead, "") if whole == prompt + _ids(tokenizer, own + ANSWER))
+    return next(fits, "")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _render(processor: Any, messages: list[dict[str, Any]], **options: bool) -> str:
