@@ -29,7 +29,14 @@ from tests.families.boxes import SIZES
 from .conftest import Tiny
 from .test_scoring import scores, worst
 
-TEXTS = ("what colour is the box at the top left?", "is it a circle?", "how many?", "describe it")
+TEXTS = (
+    "what colour is the box at the top left?",
+    "is it a circle?",
+    "how many?",
+    "describe it",
+    "which is larger?",
+    "say yes",
+)
 
 
 def pictures() -> list[Image.Image]:
@@ -40,16 +47,19 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-def load_family(folder: Path, *, text_only: bool = True) -> Tiny:
-    """The model with prompts of pictures of unequal sizes, the last prompt without a picture."""
+def load_family(folder: Path) -> Tiny:
+    """The model with prompts of one picture each, of unequal sizes; of two; and of none (last)."""
     model, processor = load_model(str(folder)), load_processor(str(folder))
-    prompts = []
-    for text, image in zip(TEXTS, pictures(), strict=True):
-        question = Question(id=text, image="x", text=text, label="red")
-        prompts.append(encode_prompt(processor, question, image, PromptText(suffix=None)))
-    if text_only:
-        question = Question(id="t", image=None, text="say yes", label="yes")
-        prompts.append(encode_prompt(processor, question, None, PromptText(suffix=None)))
+    shown = [*([image] for image in pictures()), pictures()[1:3], []]
+    prompts = [
+        encode_prompt(
+            processor,
+            Question(id=str(i), text=text, images=("x",) * len(images), label="red"),
+            images,
+            PromptText(suffix=None),
+        )
+        for i, (text, images) in enumerate(zip(TEXTS, shown, strict=True))
+    ]
     return Tiny(model, processor, token_ids(model, processor), folder, prompts)
 
 
@@ -119,7 +129,7 @@ def answers(tiny: Tiny, rows: int, *, samples: int = 2, tokens: int = 6) -> list
 
 
 def test_pictures_of_unequal_sizes_share_a_batch(tiny: Tiny) -> None:
-    """Unequal crop counts, a row without a picture, right padding: as each row alone."""
+    """Unequal crop counts, rows of two pictures and of none, right padding: as each row alone."""
     groups = groups_of(tiny)
     together = scores(tiny, groups)
     own = [alone(tiny, g.student_prompt, r.token_ids) for g in groups for r in g.responses]
@@ -250,6 +260,15 @@ def test_gemma3_image_tokens_see_each_other(gemma: Tiny) -> None:
     assert worst(trained, scores(gemma, groups)) < 1e-6
 
 
+def test_llava_onevision_cuts_only_an_only_picture(tmp_path: Path) -> None:
+    """Several in a prompt are one view each, as it was trained; crops beside them are padding."""
+    write_tiny(tmp_path, "llava_onevision", size="student", seed=3)
+    prompts = load_family(tmp_path).prompts
+    assert [prompt.images["batch_num_images"].tolist() for prompt in prompts[3:5]] == [[1], [2]]
+    assert len(prompts[3].images["pixel_values"][0]) > 1
+    assert len(prompts[4].images["pixel_values"][0]) == 1
+
+
 class PanAndScan:
     """Gemma3's processor, asked for crops of wide and tall pictures."""
 
@@ -266,9 +285,9 @@ class PanAndScan:
 
 def test_gemma3_pan_and_scan_crops_share_a_batch(gemma: Tiny) -> None:
     processor = PanAndScan(gemma.processor)
-    question = Question(id="p", image="x", text=TEXTS[0], label="red")
+    question = Question(id="p", images=("x",), text=TEXTS[0], label="red")
     gemma.prompts = [
-        encode_prompt(processor, question, image, PromptText(suffix=None)) for image in pictures()
+        encode_prompt(processor, question, [image], PromptText(suffix=None)) for image in pictures()
     ]
     crops = [len(prompt.images["pixel_values"]) for prompt in gemma.prompts]
     assert crops == [1, 3, 4, 1]
@@ -294,8 +313,8 @@ def test_the_checkpoints_own_processor_settings_hold(tmp_path: Path) -> None:
         (folder / file).write_text(json.dumps(json.loads(before) | values))
         processor = load_processor(str(folder))
         (folder / file).write_text(before)
-        question = Question(id="p", image="x", text="what?", label="red")
-        prompt = encode_prompt(processor, question, pictures()[3], PromptText(suffix=None))
+        question = Question(id="p", images=("x",), text="what?", label="red")
+        prompt = encode_prompt(processor, question, [pictures()[3]], PromptText(suffix=None))
         image = processor.tokenizer.convert_tokens_to_ids(TOKENS[family].image)
         return prompt.ids.count(image)
 
