@@ -20,6 +20,13 @@ from tests.families.boxes import COLOURS, QUESTION, make_boxes
 from tests.running import folders, lines, read, succeeds
 
 QUESTIONS = 12
+#: What a tensor of each part has in its name, in one family or another.
+PARTS = (
+    ("language_model", "text_model"),
+    ("visual.blocks", "vision_tower", "vision_model"),
+    ("projector", "connector", "merger"),
+    ("lm_head", "embed_tokens"),
+)
 PROFILE = """
 models:
   student: {{path: {student}}}
@@ -103,7 +110,7 @@ def check_model(trained: Path, student: Path) -> None:
     assert set(checkpoint_tensors(trained)) == set(checkpoint_tensors(student))
     before = AutoModelForImageTextToText.from_pretrained(student).state_dict()
     moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
-    for part in ("language_model", "text_model"), ("visual", "vision"), ("lm_head", "embed_tokens"):
+    for part in PARTS:
         assert any(word in name for name in moved for word in part), part
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     for file in student.iterdir():

@@ -19,7 +19,7 @@ SIZES = ((40, 40), (96, 40), (36, 100), (120, 110))
 
 
 def make_boxes(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Writes the pictures; returns their questions as rows of JSON lines."""
+    """Writes the pictures; returns rows of JSON lines, every sixth question about two pictures."""
     (folder / "pictures").mkdir(parents=True)
     rows = []
     for index in range(count):
@@ -27,12 +27,7 @@ def make_boxes(folder: Path, count: int) -> list[dict[str, Any]]:
         image = Image.new("RGB", SIZES[index % len(SIZES)], "white")
         image.paste(COLOURS[colour], (6, 6, 20 + index, 20 + index))
         image.save(folder / "pictures" / f"{index}.png")
-        rows.append(
-            {
-                "id": f"q{index}",
-                "image": f"pictures/{index}.png",
-                "question": QUESTION,
-                "answer": colour,
-            }
-        )
+        shown = [f"pictures/{i}.png" for i in ((index - 1, index) if index % 6 == 5 else (index,))]
+        row = {"id": f"q{index}", "images": shown, "question": QUESTION, "answer": colour}
+        rows.append(row)
     return rows
