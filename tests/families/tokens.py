@@ -15,6 +15,7 @@ from typing import Any
 from masters.models.tiny import CHAT_TEMPLATE, EVERYDAY_WORDS
 
 VOCABULARY = 480
+SPACE = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +237,15 @@ TOKENS: dict[str, Tokens] = {
 
 def train_tokenizer(tokens: Tokens, texts: Iterable[str]) -> Any:
     """The family's tokenizer, the same for the same texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokenizer: Any = Tokenizer(models.BPE())
@@ -245,9 +254,14 @@ def train_tokenizer(tokens: Tokens, texts: Iterable[str]) -> Any:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
     else:
-        alphabet = sorted(string.printable)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+        # As Llama's: a mark for every space and one before each piece of text.
+        alphabet = sorted({*string.printable, SPACE} - {" "})
+        marks = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+        tokenizer.normalizer = normalizers.Sequence(marks)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(tokens.special),
