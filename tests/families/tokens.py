@@ -1,8 +1,8 @@
-"""Each family's special tokens, chat template and tokenizer, as published checkpoints have them.
+"""Each family's special tokens, chat template and tokenizer, after the published checkpoints.
 
 The vocabulary is a BPE trained on the spot, on bytes or, as of Llama, on text with marked spaces.
-The tokens that mean more than text, their names, whether a prompt starts with one, and the
-templates are the real ones.
+The tokens that mean more than text, their names, whether a prompt starts with one, and what the
+templates write are those of the published ones.
 """
 
 from __future__ import annotations
