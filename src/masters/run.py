@@ -150,7 +150,7 @@ def _run_plans(
     console: Console,
 ) -> None:
     _runnable(plans)
-    _quiet_libraries()
+    quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
     stages = [name for name in targets if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
@@ -391,7 +391,7 @@ def _failure(task: Task, text: str) -> str:
     )
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences the chatter of libraries in this process and its children."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name, value in {
