@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("architecture", "calibrate", "data", "decisions", "methods")),
+    *(
+        f"docs/{name}.md"
+        for name in ("architecture", "calibrate", "data", "decisions", "families", "methods")
+    ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCE = ROOT / "src" / "masters"
