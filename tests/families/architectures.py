@@ -147,7 +147,7 @@ def qwen3_vl_moe(shape: Shape, tokenizer: Any) -> Built:
         "head_dim": 16,
         "num_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": shape.hidden,
+        "moe_intermediate_size": shape.hidden * 3 // 4,
         "decoder_sparse_step": 1,
     }
     vision = _qwen_vision(shape, num_position_embeddings=64, deepstack_visual_indexes=[0])
