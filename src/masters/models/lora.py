@@ -24,7 +24,8 @@ ADAPTER = "default"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def _peft() -> Any:
+def library() -> Any:
+    """The package peft; raises ModelError where it is not installed."""
     try:
         return importlib.import_module("peft")
     except ImportError as error:
@@ -36,7 +37,7 @@ def _peft() -> Any:
 
 def attach(model: Any, layers: Sequence[str], settings: LoraSettings) -> None:
     """Freezes the model and gives these Linear layers adapters that change nothing yet (B is 0)."""
-    peft = _peft()
+    peft = library()
     model.requires_grad_(False)
     config = peft.LoraConfig(
         r=settings.rank,
@@ -116,7 +117,7 @@ def go_on_with(model: Any, folder: Path) -> None:
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
-    layer_type = _peft().tuners.lora.LoraLayer
+    layer_type = library().tuners.lora.LoraLayer
     return ((name, m) for name, m in model.named_modules() if isinstance(m, layer_type))
 
 

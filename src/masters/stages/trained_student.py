@@ -9,11 +9,13 @@ from masters.artifacts import StageContext
 from masters.data.scenes import scene_vocabulary
 from masters.data.sources import open_questions
 from masters.models import lora
-from masters.models.load import DTYPES
+from masters.models.layers import meta_model
+from masters.models.load import DTYPES, load_config
 from masters.models.tiny import write_tiny_model
 from masters.models.trainable import LoraSettings, freeze_parts, lora_layers
-from masters.specs import TinyInit, TrainSpec
+from masters.specs import ModelRef, TinyInit, TrainSpec
 from masters.stages.opening import OpenedModel, model_folder, open_model
+from masters.training.optimiser import eight_bit_library
 from masters.training.student import Student
 
 TOKENIZER_TEXTS = 2_000
@@ -35,6 +37,27 @@ def open_student(spec: TrainSpec, context: StageContext) -> tuple[OpenedModel, S
         model, precision=DTYPES[precision], resting=resting, adapted=spec.lora is not None
     )
     return opened, student.train()
+
+
+def check_settings(spec: TrainSpec) -> None:
+    """Looks, before anything runs, for what ``open_student`` would refuse.
+
+    Raises:
+        ModelError, StageError: a package is missing, or parts and patterns do not fit the model.
+    """
+    if spec.optimiser.moments == "8bit":
+        eight_bit_library()
+    if spec.lora is not None:
+        lora.library()
+    if not isinstance(spec.init, ModelRef) or spec.init.path is None:
+        return
+    folder = Path(spec.init.path).expanduser()
+    if (spec.lora is None and not spec.freeze) or not folder.is_dir():
+        return
+    model = meta_model(load_config(str(folder)))
+    freeze_parts(model, spec.freeze)
+    if spec.lora is not None:
+        lora_layers(model, spec.lora.parts, spec.lora.targets)
 
 
 def _adapt(spec: TrainSpec, context: StageContext, opened: OpenedModel) -> None:

@@ -43,14 +43,18 @@ def make_optimiser(student: torch.nn.Module, settings: OptimiserSettings) -> tor
     trained = [p for p in student.parameters() if p.requires_grad]
     if settings.moments == "fp32":
         return torch.optim.AdamW(trained, **options)
+    return eight_bit_library().optim.AdamW8bit(trained, **options)
+
+
+def eight_bit_library() -> Any:
+    """The package bitsandbytes; raises StageError where it cannot be imported."""
     try:
-        library: Any = importlib.import_module("bitsandbytes")
+        return importlib.import_module("bitsandbytes")
     except Exception as error:  # It looks for CUDA libraries on import and fails in many ways.
         raise StageError(
             f"method.optimiser.moments is 8bit, which needs the package bitsandbytes; importing it "
             f"failed ({error}). pip install 'masters[8bit]', or set method.optimiser.moments=fp32"
         ) from error
-    return library.optim.AdamW8bit(trained, **options)
 
 
 def learning_rate(step: int, total: int, settings: OptimiserSettings) -> float:
