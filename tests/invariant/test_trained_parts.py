@@ -178,6 +178,7 @@ def test_a_checkpoint_holds_what_is_trained(
     position = Position(step=1, ratio=0, best=None)
     drawn: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     states = [torch.ones(16, dtype=torch.uint8), torch.zeros(16, dtype=torch.uint8)]
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
