@@ -37,8 +37,8 @@ test-gpu: ## On a CUDA device, within ten minutes; GPU_PYTHON is a Python that h
 		$(GPU_PYTHON) -m pytest -m gpu -rs -p no:cacheprovider tests/gpu
 
 lint: $(VENV)/.installed-dev ## ruff and codespell.
-	$(BIN)/ruff check src tests docs
-	$(BIN)/codespell src tests docs .ci Makefile pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/codespell src tests docs benchmarks .ci Makefile pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md
 
 types: $(VENV)/.installed-dev ## pyright.
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -46,8 +46,9 @@ types: $(VENV)/.installed-dev ## pyright.
 contracts: $(VENV)/.installed-dev ## Who may import whom (import-linter).
 	$(BIN)/lint-imports
 
-recipes: $(VENV)/.installed ## Writes docs/recipes.md anew from the schema.
+recipes: $(VENV)/.installed ## Writes docs/recipes.md and docs/sizes.md anew.
 	$(BIN)/python docs/generate_recipes.py
+	$(BIN)/python docs/generate_sizes.py
 
 venv: $(VENV)/.installed-dev ## Installs everything into .venv and does no more.
 

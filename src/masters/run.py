@@ -157,7 +157,7 @@ def _run_plans(
     console: Console,
 ) -> None:
     _runnable(plans)
-    _quiet_libraries()
+    quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
     stages = [name for name in targets if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
@@ -249,8 +249,8 @@ def _runnable(plans: Sequence[Plan]) -> None:
     absent = [path for plan in plans for path in plan.absent]
     if absent:
         raise StageError(
-            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count can be "
-            f"looked at, not run. Put the files there"
+            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count, or from a "
+            f"model's configuration alone, can be looked at, not run. Put the files there"
         )
     if len({plan.out for plan in plans}) > 1:
         raise StageError("the plans have different output folders; expected one for all")
@@ -398,7 +398,7 @@ def _failure(task: Task, text: str) -> str:
     )
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences the chatter of libraries in this process and its children."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name, value in {

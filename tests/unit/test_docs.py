@@ -16,17 +16,21 @@ import typer
 from PIL import Image
 
 import masters.run
+from masters.calibration.teacher import find_subject
 from masters.cli import app
 from masters.data.jsonl import read_jsonl
 from masters.data.llava import read_llava
 from masters.plan import Plan, make_plan
-from masters.recipe import Recipe, load_recipe
+from masters.recipe import Recipe, load_recipe, resolved_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("architecture", "data", "decisions", "gpu", "methods")),
+    *(
+        f"docs/{name}.md"
+        for name in ("architecture", "calibrate", "data", "decisions", "gpu", "methods")
+    ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCE = ROOT / "src" / "masters"
@@ -102,6 +106,7 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Verbs, options and recipes of every command; the settings load."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "qwen.yaml").write_text(blocks("README.md", "yaml")[0])
+    (tmp_path / "calibrated.yaml").write_text(resolved_yaml(load_recipe("masters", "qwen.yaml")))
     verbs: Any = typer.main.get_command(app)
     for words in commands(page):
         verb = verbs.commands[words[0]]
@@ -110,6 +115,14 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         named = given.get("recipes") or ([given["recipe"]] if given.get("recipe") else [])
         for recipe in named:
             load_recipe(recipe, given["profile"], given["set_"] or ())
+        if words[0] == "calibrate":
+            find_subject(
+                given["teacher"],
+                name=given["name"],
+                questions=given["questions"],
+                profile=given["profile"],
+                overrides=given["set_"] or (),
+            )
 
 
 def test_stage_names_of_the_commands_exist(tmp_path: Path) -> None:
@@ -134,7 +147,7 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         assert len(read_llava(tmp_path / "rows.json")) == turns // 2
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):

@@ -24,8 +24,8 @@ class Layer:
     """One weight matrix that may be masked.
 
     Args:
-        name: what patterns and the thresholds file call it: its module, and for one expert of a
-            stack ``<module>.<parameter>[<expert>]``.
+        name: what patterns and the thresholds file call it: its module; where a module holds
+            several, ``<module>.<parameter>``, with ``[<expert>]`` behind it for one of a stack.
         parameter: the model's parameter it lies in.
         part: language, projector or vision.
         size: number of weights.
@@ -54,7 +54,7 @@ def maskable_layers(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> list[Layer]:
-    """Every Linear, convolution and expert matrix that may be masked, in module order.
+    """Every weight matrix that may be masked (Linear, convolution, expert), in module order.
 
     Token embeddings, the output head, routers, norms and biases stay whole.
 
@@ -107,11 +107,17 @@ def _matrices(model: Any) -> Iterator[Layer]:
         if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             weight = module.weight
             yield Layer(name=name, parameter=f"{name}.weight", part=part, size=weight.numel())
-        elif "Experts" in type(module).__name__:
-            for key, stack in module.named_parameters(recurse=False):
-                if stack.ndim != 3:
-                    continue
-                at = f"{name}.{key}"
-                size = stack[0].numel()
-                for e in range(stack.shape[0]):
-                    yield Layer(name=f"{at}[{e}]", parameter=at, part=part, size=size, matrix=e)
+        elif not isinstance(module, nn.Embedding):
+            yield from _bare_matrices(name, module, part)
+
+
+def _bare_matrices(name: str, module: nn.Module, part: Part) -> Iterator[Layer]:
+    """Matrices that a module holds without a Linear: stacks of experts, Gemma3's projection ..."""
+    for key, weight in module.named_parameters(recurse=False):
+        at = f"{name}.{key}"
+        if weight.ndim == 3 and "Experts" in type(module).__name__:
+            size = weight[0].numel()
+            for e in range(weight.shape[0]):
+                yield Layer(name=f"{at}[{e}]", parameter=at, part=part, size=size, matrix=e)
+        elif weight.ndim == 2 and key.endswith("weight"):
+            yield Layer(name=at, parameter=at, part=part, size=weight.numel())

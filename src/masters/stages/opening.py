@@ -143,10 +143,10 @@ class Prompts:
 
     def _encode(self, index: int) -> EncodedPrompt:
         question = self.questions[index]
-        image = self.questions.image(question)
-        if image is not None and self._prompt.max_pixels is not None:
-            image = fit_pixels(image, self._prompt.max_pixels)
-        return encode_prompt(self._processor, question, image, self._text)
+        images = self.questions.open_images(question)
+        if self._prompt.max_pixels is not None:
+            images = [fit_pixels(image, self._prompt.max_pixels) for image in images]
+        return encode_prompt(self._processor, question, images, self._text)
 
 
 def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def check_sees_image(opened: OpenedModel, prompts: Prompts, *, role: str) -> Non
     Looks at the first question that has an image, with its pixels and with them negated.
     """
     for index in range(min(len(prompts.questions), 100)):
-        if prompts.questions[index].image is not None:
+        if prompts.questions[index].images:
             break
     else:
         return

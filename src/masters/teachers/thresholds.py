@@ -155,6 +155,13 @@ def _as_float(pattern: int, dtype: str) -> float:
     return float(np.uint32(pattern << (16 if dtype == "BF16" else 0)).view(np.float32))
 
 
+def bit_pattern(value: float, dtype: str) -> int:
+    """The bits of a magnitude that the stored dtype holds exactly; they order like magnitudes."""
+    if dtype == "F16":
+        return int(np.float16(value).view(np.uint16))
+    return int(np.float32(value).view(np.uint32)) >> (16 if dtype == "BF16" else 0)
+
+
 def save_thresholds(thresholds: Thresholds, file: Path) -> str:
     """The thresholds file's JSON text (shares of zeros included, for a reader)."""
     layers = {

@@ -85,9 +85,10 @@ def token_scores(
     return _TokenScores.apply(hidden_S, head_S, hidden_T, head_T, targets, settings)  # pyright: ignore[reportReturnType]
 
 
-def _log_probs(
+def log_probs(
     hidden_CD: torch.Tensor, head_VD: torch.Tensor, vocabulary: int, temperature: float
 ) -> torch.Tensor:
+    """Log-probabilities [C, vocabulary] of a chunk of hidden states, float32 or wider."""
     logits_CV = hidden_CD.to(head_VD.dtype) @ head_VD[:vocabulary].T
     if logits_CV.dtype != torch.float64:
         logits_CV = logits_CV.float()
@@ -106,14 +107,14 @@ class _TokenScores(torch.autograd.Function):
         weight_T = None if head_T is None else head_T.detach().to(compute)
         for start in range(0, len(targets), settings.chunk):
             c = slice(start, start + settings.chunk)
-            log_q_CV = _log_probs(hidden_S[c].detach(), weight_S, vocabulary, 1.0)
+            log_q_CV = log_probs(hidden_S[c].detach(), weight_S, vocabulary, 1.0)
             logp_N[c] = log_q_CV.gather(1, targets[c, None])[:, 0]
             if weight_T is not None:
-                log_p_CV = _log_probs(
+                log_p_CV = log_probs(
                     hidden_T[c].detach(), weight_T, vocabulary, settings.temperature
                 )
                 if settings.temperature != 1.0:
-                    log_q_CV = _log_probs(
+                    log_q_CV = log_probs(
                         hidden_S[c].detach(), weight_S, vocabulary, settings.temperature
                     )
                 jsd_N[c] = jsd_from_log_probs(log_p_CV, log_q_CV, settings.beta)[0]
@@ -133,7 +134,7 @@ class _TokenScores(torch.autograd.Function):
         for start in range(0, len(targets), settings.chunk):
             c = slice(start, start + settings.chunk)
             h_CD = hidden_S[c].detach()
-            log_q_CV = _log_probs(h_CD, weight_S, vocabulary, 1.0)
+            log_q_CV = log_probs(h_CD, weight_S, vocabulary, 1.0)
             dlogp_CV = -log_q_CV.exp()
             dlogp_CV.scatter_add_(1, targets[c, None], torch.ones_like(dlogp_CV[:, :1]))
             towards_CD = dlogp_CV.to(ctx.compute) @ weight_S[:vocabulary]
@@ -164,9 +165,9 @@ def _jsd_gradient(
 ) -> torch.Tensor:
     """d JSD / d student logits, [C, V]."""
     settings = ctx.settings
-    log_p_CV = _log_probs(hidden_T_CD.detach(), weight_T, ctx.vocabulary, settings.temperature)
+    log_p_CV = log_probs(hidden_T_CD.detach(), weight_T, ctx.vocabulary, settings.temperature)
     if settings.temperature != 1.0:
-        log_q_CV = _log_probs(h_CD, weight_S, ctx.vocabulary, settings.temperature)
+        log_q_CV = log_probs(h_CD, weight_S, ctx.vocabulary, settings.temperature)
     _, log_q_mix_CV, kl_q_C = jsd_from_log_probs(log_p_CV, log_q_CV, settings.beta)
     slope_CV = log_q_CV.exp() * (log_q_mix_CV - kl_q_C[:, None])
     return (1 - settings.beta) / settings.temperature * slope_CV
