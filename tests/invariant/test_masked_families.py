@@ -15,6 +15,7 @@ from masters.models.checkpoint import checkpoint_tensors
 from masters.models.layers import maskable_layers
 from masters.models.load import load_model
 from masters.models.tensor_names import parameter_sources
+from masters.parts import PARTS
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.materialise import write_masked
 from masters.teachers.measuring import measure_thresholds
@@ -47,7 +48,9 @@ def test_up_down_and_on_disk(tmp_path: Path, family: str, dtype: torch.dtype) ->
     thresholds = measure_thresholds(folder, RATIOS)
     model = load_model(str(folder), dtype=dtype)
     layers = maskable_layers(model)
-    assert {layer.part for layer in layers} == {"language", "projector", "vision"}
+    # GLM-4.1V's projector lies in the tower, where only a row of the table would tell it apart.
+    parts = {"language", "vision"} if family == "glm4v" else set(PARTS)
+    assert {layer.part for layer in layers} == parts
     original = state(model)
     teacher = MaskedTeacher(model, folder, thresholds)
     teacher.set_ratio(5000)

@@ -29,7 +29,9 @@ PAGES = (
     "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
-        for name in ("architecture", "calibrate", "data", "decisions", "families", "methods")
+        for name in (
+            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+        )
     ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
