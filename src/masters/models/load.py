@@ -14,8 +14,8 @@ import torch
 
 from masters.errors import ModelError
 from masters.models.families import family_of
-from masters.models.turns import answer_turn
 from masters.models.memory import is_out_of_memory
+from masters.models.turns import answer_turn
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 #: Added tokens that stand for pictures or frame them: <|image_pad|>, </img>, <row_1_col_2> ...
