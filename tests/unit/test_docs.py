@@ -103,6 +103,22 @@ def test_settings_of_the_readme_plan(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {"train/0-mid", "train/1-large"} <= set(grown.by_name)
 
 
+def test_ladders_of_the_methods_page_plan(tmp_path: Path) -> None:
+    setting = tmp_path / "setting.yaml"
+    named = ", ".join(f"{{name: {name}, path: o/{name}}}" for name in ("mid", "teacher"))
+    setting.write_text(
+        f"models: {{student: {{path: o/s}}, teachers: [{named}]}}\n"
+        "data: {train: t.jsonl, test: e.jsonl, count: 10000}\n"
+    )
+    ladders = blocks("docs/methods.md", "yaml")
+    last = []
+    for text in ladders:
+        (tmp_path / "ladder.yaml").write_text(text)
+        plan = make_plan(load_recipe(tmp_path / "ladder.yaml", setting), tmp_path)
+        last.append(plan.stage("evaluate/student").inputs["model"])
+    assert last == ["train/1-teacher", "train/1-mid", "train/2-student@0"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs, options and recipes of every command; the settings load."""
