@@ -135,7 +135,8 @@ def test_another_image_changes_the_distribution(student: Tiny, teacher: Tiny) ->
 def test_a_teacher_that_does_not_see_the_image_is_refused(student: Tiny) -> None:
     from masters.data.scenes import SceneQuestions
     from masters.recipe import Prompt
-    from masters.stages.opening import OpenedModel, Prompts, check_sees_image
+    from masters.stages.opening import OpenedModel, Prompts
+    from masters.stages.sight import check_sees_image
 
     opened = OpenedModel(
         model=student.model, processor=student.processor, ids=student.ids, folder=student.folder

@@ -14,6 +14,8 @@ import torch
 from masters.errors import ModelError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+#: Everything of a model but its weights.
+DESCRIPTIONS: tuple[str, ...] = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,6 +34,16 @@ def load_config(path: str, *, revision: str | None = None) -> Any:
             "never sees the image: choose the -VL checkpoint of the family"
         )
     return config
+
+
+def load_generation_config(path: str, config: Any) -> Any:
+    """The generation configuration a model loaded from this folder will have."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def load_model(
@@ -144,18 +156,48 @@ def save_model(model: Any, folder: Path, *, source: Path | None) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def local_folder(path: str, *, revision: str | None = None) -> Path:
-    """The folder that holds a model's files: the path itself, or the hub's snapshot of it."""
+def local_folder(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder that holds a model's files: the path itself, or the hub's snapshot of it.
+
+    Args:
+        path: folder or hub name.
+        revision: on the hub.
+        weights: False fetches configuration, tokenizer and processor only: a few megabytes.
+
+    Raises:
+        ModelError: no such folder, and the hub gives no such model; says why.
+    """
     if (folder := Path(path).expanduser()).is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, revision=revision))
+        wanted = None if weights else list(DESCRIPTIONS)
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
-            f"{path}: neither a local folder nor a model the hub would give ({error})"
+            f"{path}: neither a local folder nor a model the hub would give: {_hub_said(error)}"
         ) from error
+
+
+def _hub_said(error: Exception) -> str:
+    """Why the hub gave nothing and what to do about it, on one line."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return "access must be asked for on its page; then log in with `hf auth login`"
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return "it has no model of that name; for a private one log in with `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return "it has the model, but not this revision; correct models.*.revision"
+        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
+            return (
+                "it can't be reached, and there is no copy in the cache; fetch the model where "
+                "there is a network (`hf download NAME`), or unset HF_HUB_OFFLINE"
+            )
+        case _:
+            return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,19 +217,24 @@ class TokenIds:
     vocabulary: int
 
 
+def end_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response, the tokenizer's own first; empty when none is named."""
+    end = generation_config.eos_token_id
+    usual = tokenizer.eos_token_id
+    if end is None:
+        return () if usual is None else (usual,)
+    ends = tuple(end) if isinstance(end, list | tuple) else (end,)
+    return (usual, *(i for i in ends if i != usual)) if usual in ends else ends
+
+
 def token_ids(model: Any, processor: Any) -> TokenIds:
     """Special ids read off configuration and tokenizer (all_special_ids misses some)."""
     tokenizer = processor.tokenizer
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = tokenizer.eos_token_id
-    ends = tuple(end) if isinstance(end, list | tuple) else (end,)
-    if ends[0] is None:
+    ends = end_ids(model.generation_config, tokenizer)
+    if not ends:
         raise ModelError(
             f"{model.name_or_path}: neither generation_config nor tokenizer has an end token"
         )
-    if tokenizer.eos_token_id in ends:
-        ends = (tokenizer.eos_token_id, *(i for i in ends if i != tokenizer.eos_token_id))
     config = model.config.to_dict()
     banned = {
         value
@@ -202,22 +249,6 @@ def token_ids(model: Any, processor: Any) -> TokenIds:
         pad=ends[0] if pad is None else pad,
         banned=tuple(sorted(banned - set(ends))),
         vocabulary=min(len(tokenizer), model.get_output_embeddings().weight.shape[0]),
-    )
-
-
-def check_shared_vocabulary(teacher: Any, student: Any) -> None:
-    """Raises ModelError unless both processors' tokenizers give every id the same string."""
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if ours == theirs:
-        return
-    different = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-    shown = "; ".join(
-        f"{t!r}: teacher {theirs.get(t, 'none')}, student {ours.get(t, 'none')}"
-        for t in different[:3]
-    )
-    raise ModelError(
-        f"teacher and student have different vocabularies: {len(different)} tokens differ "
-        f"({shown}). Distillation compares distributions token by token; take models of one family"
     )
 
 
