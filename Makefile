@@ -32,8 +32,8 @@ test-slow: $(VENV)/.installed-dev ## Every kill, every model family, two process
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev ## ruff and codespell.
-	$(BIN)/ruff check src tests docs
-	$(BIN)/codespell src tests docs .ci Makefile pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/codespell src tests docs benchmarks .ci Makefile pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md
 
 types: $(VENV)/.installed-dev ## pyright.
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -114,19 +114,33 @@ def _verb(kind: str, what: str) -> None:
         out: OutOpt = None,
         jobs: JobsOpt = None,
     ) -> None:
-        from masters.run import run_plan
-
-        made = _plan(recipe, profile, set_, out)
-        names = [stage.name for stage in made.stages if stage.kind == kind]
-        if not names:
-            _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
-            return
-        run_plan(made, until=names, jobs=jobs)
+        _run_kind(_plan(recipe, profile, set_, out), kind, jobs)
 
     app.command(kind, help=f"{what}, with the stages that this needs.")(verb)
 
 
-_verb("mask", "Thresholds of the masked teachers")
+@app.command()
+def mask(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+    materialise: Annotated[
+        str | None,
+        typer.Option(help="Also write every teacher masked at this ratio as a checkpoint."),
+    ] = None,
+) -> None:
+    """Thresholds of the masked teachers, with the stages that this needs."""
+    from masters.masked_checkpoints import write_masked_teachers
+
+    made = _plan(recipe, profile, set_, out)
+    _run_kind(made, "mask", jobs)
+    if materialise is not None:
+        for folder in write_masked_teachers(made, materialise):
+            typer.echo(str(folder))
+
+
 _verb("generate", "Responses of teachers and student")
 _verb("judge", "Accuracy rewards of the responses")
 _verb("score", "Reference log-probabilities of the responses")
@@ -205,6 +219,17 @@ def _plan(
 ) -> Plan:
     loaded = load_recipe(recipe, profile, overrides or ())
     return make_plan(loaded, out or Path("runs") / loaded.name)
+
+
+def _run_kind(made: Plan, kind: str, jobs: int | None) -> None:
+    """Does one kind's stages with what they read."""
+    from masters.run import run_plan
+
+    names = [stage.name for stage in made.stages if stage.kind == kind]
+    if not names:
+        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+        return
+    run_plan(made, until=names, jobs=jobs)
 
 
 def _compare(

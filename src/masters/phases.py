@@ -172,8 +172,7 @@ class _Drafting:
         spec = MaskSpec(
             teacher=reference,
             ratios=above,
-            include=mask.include if mask else (),
-            exclude=mask.exclude if mask else (),
+            **({} if mask is None else mask.model_dump(include={"parts", "include", "exclude"})),
         )
         same = (d.name for d in self.drafts.values() if d.spec == spec and d.inputs == inputs)
         found = next(same, None)

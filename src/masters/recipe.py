@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from masters import recipe_checks, recipe_errors, recipe_file
 from masters.errors import RecipeError
+from masters.parts import PARTS, Part
 from masters.ratios import mask_ratios
 from masters.recipe_parts import Columns as Columns
 from masters.recipe_parts import (
@@ -121,6 +122,8 @@ class Mask(Section):
     """The first ratio; a whole multiple of ``step``. 0 leaves the teacher whole."""
     step: Ratio = Decimal("0.05")
     """How much is restored from one mask stage to the next."""
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
+    """Which parts of the teacher are masked."""
     include: tuple[str, ...] = ()
     """Patterns of module names; only layers that match one are masked. Empty: all."""
     exclude: tuple[str, ...] = ()

@@ -40,9 +40,10 @@ class Stored:
 
 
 def show_question(plan: Plan, stage_name: str, question_id: str, console: Console) -> None:
-    """Prints what a stage was asked and holds about one question; saves its image.
+    """Prints what a stage was asked and holds about one question; saves its images.
 
-    The image goes to ``<out>/show/<question>.png``. Responses are shown with the verdicts and
+    They go to ``<out>/show/<question>.png``, or ``<question>-<n>.png`` (counted from 1) where there
+    are several. Responses are shown with the verdicts and
     reference log-probabilities that other stages of the plan stored for them.
 
     Args:
@@ -71,7 +72,7 @@ def show_question(plan: Plan, stage_name: str, question_id: str, console: Consol
     _line(console, "label", question.label if question.label is not None else "none")
     if question.training_label not in (None, question.label):
         _line(console, "trained on", str(question.training_label))
-    _show_image(plan, questions, question, console)
+    _show_images(plan, questions, question, console)
     processor = _show_prompt(plan, stage, question, questions, console)
     for row in stored.responses:
         _show_response(row, stored, processor, console)
@@ -189,17 +190,18 @@ def _holders(plan: Plan, question_id: str) -> list[str]:
     return found
 
 
-def _show_image(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
-    image = questions.image(question)
-    if image is None:
+def _show_images(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
+    images = questions.open_images(question)
+    if not images:
         _line(console, "image", "none (text only)")
-        return
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in question.id).lstrip(".")
-    path = plan.out / "show" / f"{safe or 'question'}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    width, height = image.size
-    _line(console, "image", f"{question.image}, {width} x {height} pixels, saved as {path}")
+    for number, (name, image) in enumerate(zip(question.images, images, strict=True), start=1):
+        which = f"-{number}" if len(images) > 1 else ""
+        path = plan.out / "show" / f"{safe or 'question'}{which}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        width, height = image.size
+        _line(console, "image", f"{name}, {width} x {height} pixels, saved as {path}")
 
 
 # ------------------------------------------------------------------------------------ the prompt
@@ -222,10 +224,10 @@ def _show_prompt(
 
         processor = load_processor(path, revision=revision, backend=prompt.image_backend)
         text = PromptText(system=prompt.system, suffix=prompt.suffix)
-        image = questions.image(question)
-        if image is not None and prompt.max_pixels is not None:
-            image = fit_pixels(image, prompt.max_pixels)
-        encoded = encode_prompt(processor, question, image, text)
+        images = questions.open_images(question)
+        if prompt.max_pixels is not None:
+            images = [fit_pixels(image, prompt.max_pixels) for image in images]
+        encoded = encode_prompt(processor, question, images, text)
     except MastersError as error:
         _line(console, "prompt", f"not rendered: {error}")
         return None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from masters.artifacts import RunInfo
+from masters.parts import PARTS, Part
 from masters.recipe import (
     AccuracyRule,
     DataSource,
@@ -121,6 +122,7 @@ class MaskSpec(Spec):
     kind: Literal["mask"] = "mask"
     teacher: ModelRef
     ratios: tuple[int, ...]
+    parts: tuple[Part, ...] = PARTS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

@@ -209,8 +209,8 @@ def test_the_student_is_an_ordinary_transformers_folder(whole: Path) -> None:
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
-    image = questions.image(questions[0])
-    inputs = processor(images=[image], text=[prompt], return_tensors="pt")
+    images = questions.open_images(questions[0])
+    inputs = processor(images=images, text=[prompt], return_tensors="pt")
     with torch.no_grad():
         answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]

@@ -31,7 +31,7 @@ def load_tiny(folder: Path) -> Tiny:
     model, processor = load_model(str(folder)), load_processor(str(folder))
     questions = SceneQuestions(count=8, seed=5)
     text = PromptText(suffix=None)
-    prompts = [encode_prompt(processor, q, questions.image(q), text) for q in questions]
+    prompts = [encode_prompt(processor, q, questions.open_images(q), text) for q in questions]
     return Tiny(model, processor, token_ids(model, processor), folder, prompts)
 
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from masters.errors import ModelError
-from masters.models.checkpoint import checkpoint_tensors
 from masters.models.layers import maskable_layers
 from masters.teachers.masked import MaskedTeacher
-from masters.teachers.thresholds import Thresholds, tensor_thresholds
+from masters.teachers.measuring import measure_thresholds
+from masters.teachers.thresholds import Thresholds
 
 from .conftest import Tiny
 
@@ -18,11 +18,7 @@ RATIOS = (1000, 2000, 5000)
 
 
 def measured(tiny: Tiny) -> Thresholds:
-    entries = checkpoint_tensors(tiny.folder)
-    names = maskable_layers(tiny.model)
-    layers = {n: tensor_thresholds(entries[f"{n}.weight"], RATIOS) for n in names}
-    total = sum(entry.size for entry in entries.values())
-    return Thresholds(ratios=RATIOS, layers=layers, parameters=total, weights="")
+    return measure_thresholds(tiny.folder, RATIOS)
 
 
 def weights(tiny: Tiny) -> dict[str, torch.Tensor]:
@@ -80,6 +76,8 @@ def test_patterns(teacher: Tiny) -> None:
     language = maskable_layers(teacher.model, include=["*language_model*"])
     rest = maskable_layers(teacher.model, exclude=["*language_model*"])
     assert language and rest and set(language) | set(rest) == set(maskable_layers(teacher.model))
+    assert language == maskable_layers(teacher.model, parts=["language"])
+    assert set(rest) == set(maskable_layers(teacher.model, parts=["projector", "vision"]))
     with pytest.raises(ModelError, match="matches none of the"):
         maskable_layers(teacher.model, include=["*nothing*"])
     with pytest.raises(ModelError, match="output head"):

@@ -64,12 +64,11 @@ def test_jsonl_fields(folder: Path) -> None:
     first, second, third = questions
     assert (first.text, first.label, first.kind) == ("what is it?", "a cat", "all")
     assert first.training_label is None
-    assert first.image == str(folder / "a.png")
+    assert first.images == (str(folder / "a.png"),)
     assert (second.label, second.choices, second.kind) == ("3", ("3", "4"), "count")
     assert second.meta == {"by": "me"}
     assert third.kind == "k"
-    image = questions.image(first)
-    assert image is not None
+    (image,) = questions.open_images(first)
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 0, 0))
     assert questions.skipped == {}
 
@@ -79,6 +78,11 @@ def test_jsonl_fields(folder: Path) -> None:
     [
         ({**_GOOD, "image": "z.png"}, "missing image", r"image 'z.png', but there is no file"),
         ({**_GOOD, "image": None}, "no image", "image None; expected the path of one image"),
+        ({**_GOOD, "image": []}, "no image", r"image \[\]; expected the path of one image, or a"),
+        ({**_GOOD, "image": ["a.png", 1]}, "no image", r"image \['a.png', 1\]"),
+        ({**_GOOD, "images": ["a.png"]}, "image and images", "both a field `image` and a field"),
+        ({**_GOOD, "question": "<image>?<image>"}, "markers and images differ", "2 times <image>"),
+        ({**_GOOD, "question": " <image>"}, "empty question", "question ' <image>'"),
         ({**_GOOD, "answer": " "}, "empty answer", "answer ' '; expected text that is not blank"),
         ({**_GOOD, "answer": ["x"]}, "answer is no text", r"answer \['x'\] \(list\)"),
         ({**_GOOD, "answer": None}, "no label", "no answer; expected the ground truth"),
@@ -102,6 +106,27 @@ def test_jsonl_bad_rows(
     assert questions.ids == ["0", "9"]
     assert questions.skipped == {reason: 1}
     assert f"left out ({reason}): {path}:2: question " in caplog.text
+
+
+def test_jsonl_several_images(folder: Path) -> None:
+    row = {key: value for key, value in _GOOD.items() if key != "image"}
+    names = ["b.jpg", "a.png"]
+    path = _jsonl(
+        folder,
+        {**row, "images": names},
+        {**row, "id": "2", "image": names, "question": "is <image> in <image>?"},
+        {**row, "id": "3", "images": "a.png"},
+    )
+    questions = _open("jsonl", path)
+    both = (str(folder / "b.jpg"), str(folder / "a.png"))
+    assert [question.images for question in questions] == [both, both, both[1:]]
+    assert questions[1].text == "is <image> in <image>?"
+    assert questions[0].meta == {}
+    sizes = [image.size for image in questions.open_images(questions[0])]
+    assert sizes == [(64, 64), (8, 8)]
+    before = _open("jsonl", path, limit=1).fingerprint()
+    swapped = _jsonl(folder, {**row, "images": names[::-1]})
+    assert _open("jsonl", swapped).fingerprint() != before
 
 
 def test_a_label_may_be_missing_when_nobody_needs_it(folder: Path) -> None:
@@ -139,7 +164,7 @@ def test_broken_images(folder: Path, name: str) -> None:
     with pytest.raises(DataError, match=message):
         verify_images(questions)
     with pytest.raises(DataError, match=message):
-        questions.image(questions[1])
+        questions.open_images(questions[1])
     left = _open("jsonl", path, on_bad="skip")
     assert (left.ids, left.skipped) == (["1"], {"broken image": 1})
     verify_images(left)
@@ -162,7 +187,7 @@ def test_image_removed_after_opening(folder: Path) -> None:
     questions = _open("jsonl", _jsonl(folder, _GOOD))
     (folder / "a.png").unlink()
     with pytest.raises(DataError, match=r"question '1': image .*No such file"):
-        questions.image(questions[0])
+        questions.open_images(questions[0])
 
 
 def test_fingerprint_covers_rows_and_image_sizes_but_not_the_place(folder: Path) -> None:
@@ -215,9 +240,29 @@ def test_llava_every_answer_is_a_question(folder: Path) -> None:
     assert (second.text, second.label) == ("why?", "so")
     assert second.history == (Turn(question="hi?", answer="yes"),)
     assert "<image>" not in third.text
-    assert third.image == str(folder / "b.jpg")
+    assert third.images == (str(folder / "b.jpg"),)
     assert questions.skipped == {"text-only": 2}
     assert _open("llava", path, limit=2).ids == ["7#0", "7#1"]
+
+
+def test_llava_several_images(folder: Path) -> None:
+    two = {"image": ["a.png", "b.jpg"]}
+    later = _turns("hello?", "yes", "<image> this?", "so", "and <image>?", "no")
+    path = _llava(
+        folder,
+        {"id": "first", **two, "conversations": _turns("both?", "yes")},
+        {"id": "marked", **two, "conversations": _turns("<image> or <image>?", "or")},
+        {"id": "later", **two, "conversations": later},
+    )
+    questions = _open("llava", path)
+    assert questions.ids == ["first#0", "marked#0", "later#1", "later#2"]
+    a, b = str(folder / "a.png"), str(folder / "b.jpg")
+    assert [question.images for question in questions] == [(a, b), (a, b), (a,), (a, b)]
+    assert questions[1].text == "<image> or <image>?"
+    assert questions[3].history[0] == Turn(question="hello?", answer="yes")
+    assert questions.skipped == {"text-only": 1}
+    sizes = [image.size for image in questions.open_images(questions[3])]
+    assert sizes == [(8, 8), (64, 64)]
 
 
 def test_llava_history_is_fingerprinted(folder: Path) -> None:
@@ -242,9 +287,9 @@ def test_llava_history_is_fingerprinted(folder: Path) -> None:
             "turn 1 from 'gpt'; expected turns",
         ),
         (
-            {"image": ["a.png", "b.jpg"], "conversations": _turns("q", "a")},
-            "several images",
-            "2 images; expected one image",
+            {"image": ["a.png", "b.jpg"], "conversations": _turns("<image> q", "a")},
+            "markers and images differ",
+            "1 times <image> and 2 images; expected one <image> for each image, or none",
         ),
         ({"id": "0", "image": "a.png", "conversations": _turns("q", "a")}, "duplicate id", "0#0"),
     ],
@@ -320,8 +365,7 @@ def test_saved_datasets_folder(tmp_path: Path) -> None:
     questions = _open("datasets", tmp_path / "one", columns=columns, on_bad="skip")
     assert questions.ids == ["row-0", "row-2"]
     assert questions.skipped == {"empty answer": 1}
-    picture = questions.image(questions[1])
-    assert picture is not None
+    (picture,) = questions.open_images(questions[1])
     assert picture.getpixel((0, 0)) == (0, 255, 0)
     verify_images(questions)
     again = _open("datasets", tmp_path / "one", columns=columns, on_bad="skip")
@@ -367,6 +411,38 @@ def test_parquet_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_own_cache")
+def test_columns_of_lists_of_images(tmp_path: Path) -> None:
+    cells = [{"bytes": _png(colour), "path": None} for colour in ("blue", "red")]
+    columns = {"image": "images"}
+    _parquet(
+        tmp_path / "hub" / "rows.parquet",
+        images=[cells, cells[:1], []],
+        question=["q", "q", "q"],
+        answer=["a", "b", "c"],
+    )
+    questions = _open("datasets", tmp_path / "hub", columns=columns, on_bad="skip")
+    assert questions.skipped == {"no image": 1}
+    assert [len(question.images) for question in questions] == [2, 1]
+    verify_images(questions)
+    colours = [image.getpixel((0, 0)) for image in questions.open_images(questions[0])]
+    assert colours == [(0, 0, 255), (255, 0, 0)]
+
+    import datasets
+
+    features = datasets.Features(
+        {
+            "images": datasets.Sequence(datasets.Image()),
+            "question": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    rows = {"images": [cells], "question": ["q"], "answer": ["a"]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    saved = _open("datasets", tmp_path / "saved", columns=columns)
+    assert [image.size for image in saved.open_images(saved[0])] == [(8, 8), (8, 8)]
+
+
+@pytest.mark.usefixtures("_own_cache")
 def test_columns_may_be_switched_off_and_splits_unnamed(tmp_path: Path) -> None:
     cell = {"bytes": _png(), "path": None}
     rows = {"image": [cell], "question": ["q"], "answer": [1], "choices": [["a", "b"]], "id": ["x"]}
@@ -386,7 +462,7 @@ def test_images_may_be_in_another_folder(folder: Path) -> None:
         folder / "texts", {"id": "1", "image": "a.png", "conversations": _turns("q", "a")}
     )
     for kind, file in (("jsonl", path), ("llava", talk)):
-        assert _open(kind, file, images=str(folder))[0].image == str(folder / "a.png")
+        assert _open(kind, file, images=str(folder))[0].images == (str(folder / "a.png"),)
         with pytest.raises(DataError, match=r"no file .*texts/a.png"):
             _open(kind, file)
 

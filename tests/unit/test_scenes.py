@@ -27,7 +27,7 @@ def test_question_is_a_function_of_seed_and_index() -> None:
     assert [short[i] for i in range(7)] == [long[i] for i in range(7)]
     np.testing.assert_array_equal(short.pixels(6), long.pixels(6))
     assert long[4].id == "scene-3-4"
-    assert long[4].image == "scene:3:4"
+    assert long[4].images == ("scene:3:4",)
     assert long.ids == [question.id for question in long]
     assert len(long) == 50
     assert long.skipped == {}
@@ -147,12 +147,12 @@ def test_vocabulary_covers_every_sentence() -> None:
 
 def test_image_belongs_to_its_source() -> None:
     source = SceneQuestions(count=5, seed=1)
-    assert source.image(source[2]).size == (48, 48)
-    assert source.image(source[2]).mode == "RGB"
+    (picture,) = source.open_images(source[2])
+    assert (picture.size, picture.mode) == ((48, 48), "RGB")
     with pytest.raises(DataError, match=r"question 'x': image is 'scene:2:0'; expected 'scene:1:"):
-        source.image(Question(id="x", text="?", image="scene:2:0"))
+        source.open_images(Question(id="x", text="?", images=("scene:2:0",)))
     with pytest.raises(DataError, match="expected 'scene:1:<0 to 4>'"):
-        source.image(Question(id="x", text="?", image="scene:1:5"))
+        source.open_images(Question(id="x", text="?", images=("scene:1:5",)))
     with pytest.raises(IndexError):
         source[5]
     assert source[-1] == source[4]
@@ -193,5 +193,5 @@ def test_a_question_and_its_picture_take_under_a_millisecond() -> None:
     source = SceneQuestions(count=300, seed=0)
     start = time.process_time()
     for index in range(300):
-        source.image(source[index])
+        source.open_images(source[index])
     assert (time.process_time() - start) / 300 < 1e-3

@@ -35,13 +35,13 @@ class TableImages(Images):
         self._table, self._column = table.select_columns([column]), column
 
     def find(self, name: str) -> str:
-        """The reference of row ``name`` (its number in the table): ``row:<n>`` or a file's path.
+        """The reference of one of ``names``: ``row:<name>`` or a file's path.
 
         Raises:
             BadRowError: the row holds neither bytes nor a path of a file that exists.
         """
-        cell = self._table[int(name)][self._column]
-        data, path = _bytes_and_path(cell)
+        row, _, place = name.partition(":")
+        data, path = _bytes_and_path(self._cell(row, place))
         if data:
             reference = f"row:{name}"
             self._sizes[reference], self._names[reference] = len(data), reference
@@ -54,6 +54,15 @@ class TableImages(Images):
             expected="encoded bytes or a path",
             remedy="Remove the row",
         )
+
+    def names(self, row: int) -> list[str]:
+        """The names of a row's images: its number, or ``<row>:<place>`` in a column of lists."""
+        cell = self._table[row][self._column]
+        return [f"{row}:{place}" for place in range(len(cell))] if _several(cell) else [str(row)]
+
+    def _cell(self, row: str, place: str) -> object:
+        cell = self._table[int(row)][self._column]
+        return cell[int(place)] if place else cell
 
     def verify(self, reference: str) -> None:
         """Checks that the image can be decoded, once per row.
@@ -77,7 +86,8 @@ class TableImages(Images):
 
         if not reference.startswith("row:"):
             return super().open(reference)
-        data, _ = _bytes_and_path(self._table[int(reference[4:])][self._column])
+        _, row, place = (*reference.split(":"), "")[:3]
+        data, _ = _bytes_and_path(self._cell(row, place))
         try:
             with PillowImage.open(io.BytesIO(data or b"")) as image:
                 return image.convert("RGB")
@@ -122,7 +132,7 @@ def read_folder(
     for number, row in enumerate(table.select_columns(list(names.values()))):
         if collector.full:
             break
-        fields = {role: row[name] for role, name in names.items()} | {"image": str(number)}
+        fields = {role: row[name] for role, name in names.items()} | {"image": images.names(number)}
         identity = fields.pop("id") if "id" in names else f"row-{number}"
         build = partial(
             build_question, fields, identity=identity, images=images, answer_may_index=True
@@ -240,8 +250,13 @@ def _undecoded(path: Path, table: Any, column: str) -> Any:
     import datasets
 
     feature = table.features[column]
+    several = getattr(feature, "feature", None)  # of a column of lists
+    if isinstance(several, datasets.Image):
+        return table.cast_column(column, type(feature)(datasets.Image(decode=False)))
     if isinstance(feature, datasets.Image):
         return table.cast_column(column, datasets.Image(decode=False))
+    if several is not None:
+        feature = several
     kind = getattr(feature, "dtype", None)
     if kind in ("string", "large_string", "binary", "large_binary"):
         return table
@@ -251,6 +266,10 @@ def _undecoded(path: Path, table: Any, column: str) -> Any:
         f"{path}: column {column!r} is {feature}; expected images (encoded bytes or paths). "
         "Set `columns: {image: <name>}`, or cast the column to `datasets.Image()`."
     )
+
+
+def _several(cell: object) -> bool:
+    return isinstance(cell, list)
 
 
 def _bytes_and_path(cell: object) -> tuple[bytes | None, str | None]:

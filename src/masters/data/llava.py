@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from masters.data.bad_rows import BadRowError
 from masters.data.images import Images
 from masters.data.jsonl import unreadable
-from masters.data.questions import Question, Turn
-from masters.data.rows import Collector, OnBad, RowQuestions, build_question
+from masters.data.questions import IMAGE_MARKER, Question, Turn
+from masters.data.rows import Collector, OnBad, RowQuestions, build_question, wrong_markers
 from masters.errors import DataError
 
 _HUMAN = frozenset({"human", "user"})
@@ -28,8 +29,9 @@ def read_llava(
 ) -> RowQuestions:
     """The questions of a JSON list of ``{"id", "image", "conversations": [{"from", "value"}]}``.
 
-    Turn ``t`` (from 0) of row ``id`` becomes the question ``<id>#<t>``. Rows without an image are
-    counted in ``skipped`` under "text-only".
+    Turn ``t`` (from 0) of row ``id`` becomes the question ``<id>#<t>``. ``image`` may be a list.
+    Rows without an image, and turns before the first one, are counted in ``skipped`` under
+    "text-only".
 
     Args:
         path: the file.
@@ -67,18 +69,24 @@ def _take(collector: Collector, images: Images, place: str, row: object) -> None
         return
     identity = row.get("id") if isinstance(row, dict) else None
     try:
-        turns, image = _exchanges(row), _one_image(row)
+        names, turns = _image_names(row), _exchanges(row)
+        placed = _placed(names, turns)
     except BadRowError as bad:
         collector.add(place, identity, partial(_refuse, bad))
         return
     history: tuple[Turn, ...] = ()
-    for index, (question, answer) in enumerate(turns):
-        fields = {"image": image, "question": question, "answer": answer}
+    for index, (asked, answer) in enumerate(turns):
+        question = asked if placed else asked.replace(IMAGE_MARKER, " ").strip()
+        shown = names[: placed[index]] if placed else names
+        fields = {"image": shown, "question": question, "answer": answer}
         name = None if identity is None else f"{identity}#{index}"
         build = partial(build_question, fields, identity=name, images=images, history=history)
-        collector.add(place, name, build)
+        if shown:
+            collector.add(place, name, build)
+        else:
+            collector.leave_out("text-only")
         # What follows an empty turn would be asked about a conversation that never took place.
-        if answer is None or not answer.strip() or not question.strip():
+        if answer is None or not answer.strip() or not question.replace(IMAGE_MARKER, "").strip():
             return
         history = (*history, Turn(question=question, answer=answer))
 
@@ -102,7 +110,7 @@ def _exchanges(row: object) -> list[tuple[str, str | None]]:
         text = turn.get("value") if isinstance(turn, Mapping) else None
         if speaker not in (_MODEL if index % 2 else _HUMAN) or not isinstance(text, str):
             raise _bad_turns(f"turn {index + 1} from {speaker!r}")
-        said.append(text if index % 2 else text.replace("<image>", " ").strip())
+        said.append(text if index % 2 else text.strip())
     answers: list[str | None] = [*said[1::2]]
     if len(said) % 2:
         answers.append(None)
@@ -118,15 +126,23 @@ def _bad_turns(got: str) -> BadRowError:
     )
 
 
-def _one_image(row: object) -> object:
+def _image_names(row: object) -> list[object]:
     image = row.get("image") if isinstance(row, dict) else None
-    if not isinstance(image, list):
-        return image
-    if len(image) == 1:
-        return image[0]
-    raise BadRowError(
-        "several images",
-        got=f"{len(image)} images",
-        expected="one image per conversation",
-        remedy="Remove the row",
-    )
+    return image if isinstance(image, list) else [image]
+
+
+def _placed(names: Sequence[object], turns: Sequence[tuple[str, object]]) -> list[int]:
+    """How many images have been shown by the end of each turn; empty where all stand first.
+
+    A lone image stands first wherever its marker is, as in LLaVA's own training; several stand
+    where their markers are, or first where there are none.
+
+    Raises:
+        BadRowError: several images, and not one marker for each.
+    """
+    shown = list(accumulate(question.count(IMAGE_MARKER) for question, _ in turns))
+    if len(names) == 1 or not shown[-1]:
+        return []
+    if shown[-1] != len(names):
+        raise wrong_markers(shown[-1], len(names))
+    return shown

@@ -1,4 +1,4 @@
-"""The noun everything starts from: one question about one image, with its label."""
+"""The noun everything starts from: one question about its images, with its label."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+#: Stands in a question's text where an image goes, as in LLaVA's data.
+IMAGE_MARKER = "<image>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +23,26 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about one image.
+    """One question about one image, or several.
 
     Args:
         id: unique within its data set.
-        text: the question, without placeholders or prompt suffix.
-        image: where the image is: a path, or a generator's reference (``scene:<seed>``). None for a
-            text-only row.
+        text: the question, without prompt suffix. ``IMAGE_MARKER`` in it and in the turns before
+            says where each image goes, in order; without any, all go before the first turn.
+        images: where the images are: paths, or a generator's references (``scene:<seed>``). Empty
+            for a text-only question.
         label: the ground truth; None where the data has none. Only verifiers and judges read it,
             except under recipes that train on labels.
         training_label: the wording to train on when labels are worded in several ways; defaults to
             ``label``.
         choices: the options of a multiple-choice question, in order.
-        history: earlier turns about the same image.
+        history: earlier turns about the same images.
         kind: a category to report accuracy by.
     """
 
     id: str
     text: str
-    image: str | None = None
+    images: tuple[str, ...] = ()
     label: str | None = None
     training_label: str | None = None
     choices: tuple[str, ...] = ()
@@ -66,8 +70,8 @@ class Questions(Protocol):
         """How many source rows were left out, by reason."""
         ...
 
-    def image(self, question: Question) -> Image | None:
-        """The question's image as RGB; raises DataError naming question and file when broken."""
+    def open_images(self, question: Question) -> list[Image]:
+        """The question's images as RGB; raises DataError naming question and file when broken."""
         ...
 
     def fingerprint(self) -> str:

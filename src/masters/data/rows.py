@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from masters.data.bad_rows import BadRowError, message
 from masters.data.images import Images
-from masters.data.questions import Question, Turn
+from masters.data.questions import IMAGE_MARKER, Question, Turn
 from masters.errors import DataError
 
 if TYPE_CHECKING:
@@ -79,16 +79,14 @@ class RowQuestions:
             skipped=self._skipped,
         )
 
-    def image(self, question: Question) -> Image | None:
-        """The question's image as RGB; None for a text-only question.
+    def open_images(self, question: Question) -> list[Image]:
+        """The question's images as RGB, in order.
 
         Raises:
-            DataError: the image is gone or cannot be decoded.
+            DataError: an image is gone or cannot be decoded.
         """
-        if question.image is None:
-            return None
         try:
-            return self._images.open(question.image)
+            return [self._images.open(image) for image in question.images]
         except BadRowError as bad:
             raise DataError(message(str(self._where), question.id, bad)) from bad
 
@@ -99,10 +97,9 @@ class RowQuestions:
             DataError: naming the first question whose image cannot.
         """
         for question in self._rows:
-            if question.image is None:
-                continue
             try:
-                self._images.verify(question.image)
+                for image in question.images:
+                    self._images.verify(image)
             except BadRowError as bad:
                 raise DataError(message(str(self._where), question.id, bad)) from bad
 
@@ -115,9 +112,9 @@ class RowQuestions:
             digest = hashlib.sha256(b"rows")
             encode = json.JSONEncoder(sort_keys=True, default=str).encode
             for row in self._rows:
-                stamp = None if row.image is None else self._images.stamp(row.image)
+                stamps = [self._images.stamp(image) for image in row.images]
                 turns = [(turn.question, turn.answer) for turn in row.history]
-                parts = [row.id, row.text, stamp, row.label, row.training_label, row.choices]
+                parts = [row.id, row.text, stamps, row.label, row.training_label, row.choices]
                 digest.update(encode([*parts, turns, row.kind, row.meta]).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -219,8 +216,9 @@ class Collector:
                 expected="the ground truth, because this recipe compares responses with it",
                 remedy="Add the answer",
             )
-        if self._on_bad == "skip" and question.image is not None:
-            self._images.verify(question.image)
+        if self._on_bad == "skip":
+            for image in question.images:
+                self._images.verify(image)
 
 
 def build_question(
@@ -234,10 +232,11 @@ def build_question(
     """A question from a row with the fields ``image, question, answer, choices, kind``.
 
     Args:
-        row: the fields; ``category`` stands for ``kind``, and further ones are kept in ``meta``.
+        row: the fields; ``image`` or ``images`` is one path or a list, ``category`` stands for
+            ``kind``, and further fields are kept in ``meta``.
         identity: the question's id.
         images: finds the image.
-        history: earlier turns about the same image.
+        history: earlier turns about the same images.
         answer_may_index: whether a whole-number answer beside choices is an index into them.
 
     Raises:
@@ -248,10 +247,13 @@ def build_question(
     if answer_may_index and choices and isinstance(answer, int) and 0 <= answer < len(choices):
         answer = choices[answer]
     kind = row.get("kind") or row.get("category") or "all"
+    asked = _text(row.get("question"), "question")
+    names = _image_names(row)
+    _check_markers([*(turn.question for turn in history), asked], len(names))
     return Question(
         id=_text(identity, "id"),
-        text=_text(row.get("question"), "question"),
-        image=images.find(_image_name(row.get("image"))),
+        text=asked,
+        images=tuple(images.find(name) for name in names),
         label=None if answer is None else _text(answer, "answer"),
         choices=choices,
         history=history,
@@ -260,7 +262,7 @@ def build_question(
     )
 
 
-_FIELDS = frozenset({"id", "image", "question", "answer", "choices", "kind", "category"})
+_FIELDS = frozenset({"id", "image", "images", "question", "answer", "choices", "kind", "category"})
 
 
 def _text(value: object, name: str) -> str:
@@ -280,7 +282,7 @@ def _text(value: object, name: str) -> str:
             expected="text or a number",
             remedy=f"Write the {name} as text",
         )
-    if not value.strip():
+    if not value.replace(IMAGE_MARKER, "").strip():
         raise BadRowError(
             f"empty {name}",
             got=f"{name} {value!r}",
@@ -290,14 +292,41 @@ def _text(value: object, name: str) -> str:
     return value.strip()
 
 
-def _image_name(value: object) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise BadRowError(
-        "no image",
-        got=f"image {value!r}",
-        expected="the path of one image",
-        remedy="Add the path, or correct the field's name",
+def _image_names(row: Mapping[str, object]) -> list[str]:
+    if row.get("image") is not None and row.get("images") is not None:
+        raise BadRowError(
+            "image and images",
+            got="both a field `image` and a field `images`",
+            expected="one of them",
+            remedy="Put all paths into `images`",
+        )
+    value = row.get("image") if row.get("images") is None else row.get("images")
+    names = list(value) if isinstance(value, list | tuple) else [value]
+    found = [name for name in names if isinstance(name, str) and name]
+    if not found or len(found) < len(names):
+        raise BadRowError(
+            "no image",
+            got=f"image {value!r}",
+            expected="the path of one image, or a list of paths",
+            remedy="Add the path, or correct the field's name",
+        )
+    return found
+
+
+def _check_markers(asked: Sequence[str], images: int) -> None:
+    """Raises BadRowError unless the turns have one marker for each image, or none at all."""
+    markers = sum(text.count(IMAGE_MARKER) for text in asked)
+    if markers not in (0, images):
+        raise wrong_markers(markers, images)
+
+
+def wrong_markers(markers: int, images: int) -> BadRowError:
+    """The bad row whose text has some markers, but not one for each image."""
+    return BadRowError(
+        "markers and images differ",
+        got=f"{markers} times {IMAGE_MARKER} and {images} images",
+        expected=f"one {IMAGE_MARKER} for each image, or none (images first)",
+        remedy="Correct the markers or the list of images",
     )
 
 

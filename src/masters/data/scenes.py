@@ -165,7 +165,7 @@ class SceneQuestions:
         return Question(
             id=self._ids[index],
             text=_QUESTIONS[scene.kind].format(**scene.fields),
-            image=f"scene:{self._seed}:{index}",
+            images=(f"scene:{self._seed}:{index}",),
             label=scene.label,
             training_label=training_label,
             kind=scene.kind,
@@ -189,7 +189,7 @@ class SceneQuestions:
         """What question ``index`` shows and asks."""
         return draw_scene(self._seed, index, self._kinds[index % len(self._kinds)])
 
-    def image(self, question: Question) -> Image:
+    def open_images(self, question: Question) -> list[Image]:
         """The scene of a question of this source as an RGB picture.
 
         Raises:
@@ -197,17 +197,17 @@ class SceneQuestions:
         """
         from PIL import Image as PillowImage
 
-        return PillowImage.fromarray(self.pixels(self._index(question)))
+        return [PillowImage.fromarray(self.pixels(self._index(question)))]
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """The scene of question ``index``: uint8 of shape [side, side, 3]."""
         return render(self.scene(index).cells, self._seed, index, self._side)
 
     def _index(self, question: Question) -> int:
-        head, _, index = (question.image or "").rpartition(":")
+        head, _, index = "".join(question.images).rpartition(":")
         if head != f"scene:{self._seed}" or not index.isdigit() or int(index) >= self._count:
             raise DataError(
-                f"question {question.id!r}: image is {question.image!r}; expected "
+                f"question {question.id!r}: image is {' '.join(question.images)!r}; expected "
                 f"'scene:{self._seed}:<0 to {self._count - 1}>'. Open the source that made it."
             )
         return int(index)

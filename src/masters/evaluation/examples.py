@@ -1,4 +1,4 @@
-"""Example questions for the report: chosen by a fixed rule, with image and every model's answer."""
+"""Example questions for the report: chosen by a fixed rule, with images and all models' answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Example:
 
     Args:
         question: the text asked; None where the data set could not be opened.
-        picture: None for text-only rows and images that could not be opened; ``note`` says why.
+        pictures: empty for text-only rows and images that could not be opened; ``note`` says why.
         answers: model name -> its row of the answers table.
     """
 
@@ -47,7 +47,7 @@ class Example:
     question: str | None
     label: str
     kind: str
-    picture: Picture | None
+    pictures: tuple[Picture, ...]
     note: str
     answers: dict[str, Row]
 
@@ -71,7 +71,7 @@ def choose_examples(answers: Mapping[str, Mapping[str, Row]], order: Sequence[st
 def examples(
     answers: Mapping[str, Mapping[str, Row]], open_data: Callable[[], Questions]
 ) -> list[Example]:
-    """Up to ten questions with image, label and answers.
+    """Up to ten questions with images, label and answers.
 
     Data that can't be opened any more costs the images and texts, not the report: the note says so.
 
@@ -93,9 +93,9 @@ def examples(
     found = []
     for key in choose_examples(answers, order):
         question = questions[places[key]] if questions is not None else None
-        picture, note = None, trouble
-        if questions is not None and question is not None and question.image is not None:
-            picture, note = _open(questions, question)
+        pictures, note = (), trouble
+        if questions is not None and question is not None:
+            pictures, note = _open(questions, question)
         row = stored[key]
         found.append(
             Example(
@@ -103,7 +103,7 @@ def examples(
                 question=question.text if question is not None else None,
                 label=str(row.get("label") or ""),
                 kind=str(row.get("kind") or ""),
-                picture=picture,
+                pictures=pictures,
                 note=note,
                 answers={model: rows[key] for model, rows in answers.items()},
             )
@@ -131,9 +131,8 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _open(questions: Questions, question: Question) -> tuple[Picture | None, str]:
+def _open(questions: Questions, question: Question) -> tuple[tuple[Picture, ...], str]:
     try:
-        image = questions.image(question)
+        return tuple(picture_of(image) for image in questions.open_images(question)), ""
     except Exception as error:  # any broken image: named on the page
-        return None, f"The image could not be opened: {error}"
-    return (picture_of(image), "") if image is not None else (None, "")
+        return (), f"The image could not be opened: {error}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from masters.evaluation import markup, plots
 from masters.evaluation.evaluated import evaluations, rank
-from masters.evaluation.examples import RULE, Example, examples
+from masters.evaluation.examples import RULE, Example, Picture, examples
 from masters.evaluation.headline import headline
 from masters.evaluation.markup import figure, paragraph, section, text
 from masters.evaluation.readings import (
@@ -311,12 +311,11 @@ def _examples_section(runs: Sequence[RunInfo]) -> str:
 
 
 def _example_card(example: Example) -> str:
-    picture = example.picture
-    if picture is None:
+    image = "".join(_example_image(picture, example.id) for picture in example.pictures)
+    if not image:
         image = f'<div class="noimage">{text(example.note or "no image")}</div>'
-    else:
-        tiny = ' class="tiny"' if max(picture.width, picture.height) <= 144 else ""
-        image = f'<img{tiny} src="{picture.uri}" alt="the image of question {text(example.id)}">'
+    elif len(example.pictures) > 1:
+        image = f'<div class="images">{image}</div>'
     lines = []
     for model, row in example.answers.items():
         kind, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
@@ -333,6 +332,11 @@ def _example_card(example: Example) -> str:
         f"{text(example.kind)} · <code>{text(example.id)}</code></p>"
         f"<ul>{''.join(lines)}</ul></div></article>"
     )
+
+
+def _example_image(picture: Picture, question: str) -> str:
+    tiny = ' class="tiny"' if max(picture.width, picture.height) <= 144 else ""
+    return f'<img{tiny} src="{picture.uri}" alt="the image of question {text(question)}">'
 
 
 def _times_section(report: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import numpy as np
 from masters.errors import ModelError
 
 HEADER_LIMIT = 100_000_000
+#: Of one read. A multiple of every dtype's size; small enough to stay in a core's cache.
+CHUNK_BYTES = 1 << 19
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "F8_E4M3": 1, "F8_E5M2": 1}
 BYTES |= {"I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -31,6 +35,13 @@ class TensorEntry:
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def span(self, matrix: int | None) -> tuple[int, int]:
+        """Byte range [start, stop) of the whole tensor, or of one matrix along its first axis."""
+        if matrix is None:
+            return self.start, self.stop
+        stride = (self.stop - self.start) // self.shape[0]
+        return self.start + matrix * stride, self.start + (matrix + 1) * stride
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, TensorEntry]:
@@ -86,18 +97,46 @@ def _file_tensors(file: Path) -> list[TensorEntry]:
     return entries
 
 
-def read_bytes(entry: TensorEntry) -> np.ndarray:
-    """The tensor's raw bytes, uint8 [stop - start], read by pread into one fresh buffer."""
-    buffer = np.empty(entry.stop - entry.start, dtype=np.uint8)
-    view = memoryview(buffer.data)
+def read_bytes(entry: TensorEntry, *, matrix: int | None = None) -> np.ndarray:
+    """The tensor's raw bytes, uint8, read by pread into one fresh buffer.
+
+    Args:
+        matrix: only this one of a stack of matrices (an expert's), counted along the first axis.
+    """
+    start, stop = entry.span(matrix)
+    buffer = np.empty(stop - start, dtype=np.uint8)
+    with _opened(entry) as handle:
+        _read_into(memoryview(buffer.data), handle, start, entry)
+    return buffer
+
+
+def read_chunks(entry: TensorEntry, *, matrix: int | None = None) -> Iterator[np.ndarray]:
+    """The same bytes in pieces of at most ``CHUNK_BYTES``; a piece is overwritten by the next one.
+
+    One buffer, and never a mapped page: the memory it takes does not depend on the tensor.
+    """
+    start, stop = entry.span(matrix)
+    buffer = np.empty(min(CHUNK_BYTES, stop - start), dtype=np.uint8)
+    with _opened(entry) as handle:
+        for at in range(start, stop, CHUNK_BYTES):
+            piece = buffer[: min(CHUNK_BYTES, stop - at)]
+            _read_into(memoryview(piece.data), handle, at, entry)
+            yield piece
+
+
+@contextmanager
+def _opened(entry: TensorEntry) -> Iterator[int]:
     handle = os.open(entry.file, os.O_RDONLY)
     try:
-        done = 0
-        while done < len(view):
-            got = os.preadv(handle, [view[done:]], entry.start + done)
-            if got <= 0:
-                raise ModelError(f"{entry.file}: ends inside tensor {entry.name}; copy it again")
-            done += got
+        yield handle
     finally:
         os.close(handle)
-    return buffer
+
+
+def _read_into(view: memoryview, handle: int, start: int, entry: TensorEntry) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(handle, [view[done:]], start + done)
+        if got <= 0:
+            raise ModelError(f"{entry.file}: ends inside tensor {entry.name}; copy it again")
+        done += got

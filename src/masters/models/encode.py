@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masters.data.questions import Question
+from masters.data.questions import IMAGE_MARKER, Question
 from masters.errors import ModelError
 
 if TYPE_CHECKING:
@@ -52,22 +52,35 @@ class EncodedPrompt:
 
 
 def chat_messages(question: Question, prompt: PromptText) -> list[dict[str, Any]]:
-    """The conversation a question is asked in: system, image and history, question with suffix."""
+    """The conversation a question is asked in: system, images and history, question with suffix.
+
+    Images stand where the turns have markers; without markers all stand before the first turn.
+    """
     messages: list[dict[str, Any]] = []
     if prompt.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": prompt.system}]})
     turns = [*((turn.question, turn.answer) for turn in question.history), (question.text, None)]
+    marked = bool(question.images) and any(IMAGE_MARKER in asked for asked, _ in turns)
     for i, (asked, answered) in enumerate(turns):
         last = answered is None and prompt.suffix
         said = f"{asked}\n{prompt.suffix}" if last else asked
-        content: list[dict[str, str]] = [{"type": "text", "text": said}]
-        if i == 0 and question.image is not None:
-            content.insert(0, {"type": "image"})
+        first = len(question.images) if i == 0 and not marked else 0
+        content = [{"type": "image"}] * first
+        content += _parts(said) if marked else [{"type": "text", "text": said}]
         messages.append({"role": "user", "content": content})
         if answered is not None:
             parts = [{"type": "text", "text": answered}]
             messages.append({"role": "assistant", "content": parts})
     return messages
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """The text cut at its markers, an image in place of each."""
+    found: list[dict[str, str]] = []
+    for i, part in enumerate(text.split(IMAGE_MARKER)):
+        found += [{"type": "image"}] if i else []
+        found += [{"type": "text", "text": part}] if part else []
+    return found
 
 
 def fit_pixels(image: Image, max_pixels: int) -> Image:
@@ -80,18 +93,20 @@ def fit_pixels(image: Image, max_pixels: int) -> Image:
 
 
 def encode_prompt(
-    processor: Any, question: Question, image: Image | None, prompt: PromptText
+    processor: Any, question: Question, images: Sequence[Image], prompt: PromptText
 ) -> EncodedPrompt:
     """The question as ids and image tensors through the model's own processor and chat template.
 
+    Args:
+        images: the question's images, in order; empty for a text-only question.
+
     Raises:
-        ModelError: the processor refuses the image or text, or has no chat template.
+        ModelError: the processor refuses an image or the text, or has no chat template.
     """
     messages = chat_messages(question, prompt)
     try:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images = None if image is None else [image]
-        inputs = processor(text=[text], images=images, return_tensors="pt")
+        inputs = processor(text=[text], images=list(images) or None, return_tensors="pt")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"question {question.id}: the processor refuses it: {error}") from error
     ids = inputs.pop("input_ids")[0].tolist()

@@ -1,20 +1,18 @@
 """Where the parts of each vision-language architecture live: one readable table.
 
-Names are those of transformers' modules (`model.named_modules()`), whatever the checkpoint calls its
-tensors. An architecture that is not in the table is inspected; what cannot be found is said.
+Names are those of transformers' modules (`model.named_modules()`), whatever the checkpoint calls
+its tensors. An architecture that is not in the table is inspected; what cannot be found is said.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from masters.errors import ModelError
-
-Part = Literal["language", "projector", "vision"]
-PARTS: tuple[Part, ...] = ("language", "projector", "vision")
+from masters.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +38,14 @@ class Family:
 
     def part_of(self, module: str) -> Part | None:
         """Which part a module belongs to; None for what is in none (the head, say)."""
-        for part, roots in (
-            ("projector", self.projector),
-            ("vision", (self.vision,)),
-            ("language", (self.language,)),
-        ):
-            if any(module == root or module.startswith(f"{root}.") for root in roots):
-                return part  # type: ignore[return-value]
+        roots: dict[Part, tuple[str, ...]] = {
+            "projector": self.projector,
+            "vision": (self.vision,),
+            "language": (self.language,),
+        }
+        for part, names in roots.items():
+            if any(module == name or module.startswith(f"{name}.") for name in names):
+                return part
         return None
 
 

@@ -123,18 +123,18 @@ class Prompts:
             return known
 
     def encode(self, index: int, *, change: Callable[[Image], Image]) -> EncodedPrompt:
-        """Question ``index`` with its picture changed; not kept."""
+        """Question ``index`` with each of its pictures changed; not kept."""
         with self._lock:
             return self._encode(index, change)
 
     def _encode(self, index: int, change: Callable[[Image], Image] | None = None) -> EncodedPrompt:
         question = self.questions[index]
-        image = self.questions.image(question)
-        if image is not None and change is not None:
-            image = change(image)
-        if image is not None and self._prompt.max_pixels is not None:
-            image = fit_pixels(image, self._prompt.max_pixels)
-        return encode_prompt(self._processor, question, image, self._text)
+        images = self.questions.open_images(question)
+        if change is not None:
+            images = [change(image) for image in images]
+        if self._prompt.max_pixels is not None:
+            images = [fit_pixels(image, self._prompt.max_pixels) for image in images]
+        return encode_prompt(self._processor, question, images, self._text)
 
 
 def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:

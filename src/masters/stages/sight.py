@@ -6,13 +6,12 @@ Each finding is an error that names the model, its role, the question, what was 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from masters.errors import ModelError
-from masters.models.encode import EncodedPrompt, PromptText, chat_messages
+from masters.models.encode import EncodedPrompt
 from masters.models.sight import distance, image_features, next_log_probs, placeholders
 from masters.stages.opening import OpenedModel, Prompts
 
@@ -57,9 +56,8 @@ def check_sees_image(
                 _check(opened, prompts, index)
         except _FindingError as finding:
             question = prompts.questions[index].id
-            raise ModelError(f"{opened.folder}: the {role} {finding} (question {question})") from (
-                finding.__cause__
-            )
+            said = f"{opened.folder}: the {role} {finding} (question {question})"
+            raise ModelError(said) from finding
 
 
 class _FindingError(Exception):
@@ -72,18 +70,12 @@ def sampled(prompts: Prompts) -> list[int]:
     drawn = random.Random(0).sample(range(count), min(READ, count))
     found: dict[int, None] = {}
     for order, wanted in ((range(min(READ, count)), FIRST), (drawn, FIRST + DRAWN)):
-        for index in _with_picture(prompts, order):
+        for index in order:
             if len(found) >= wanted:
                 break
-            found[index] = None
+            if prompts.questions[index].images:
+                found[index] = None
     return list(found)
-
-
-def _with_picture(prompts: Prompts, order: range | list[int]) -> Iterator[int]:
-    for index in order:
-        messages = chat_messages(prompts.questions[index], PromptText())
-        if any(part["type"] == "image" for turn in messages for part in turn["content"]):
-            yield index
 
 
 def other_picture(image: Image) -> Image:
@@ -154,6 +146,6 @@ def _check_placeholders(opened: OpenedModel, encoded: EncodedPrompt) -> None:
         raise _FindingError(
             f"gets {seats} image placeholders from its processor and makes {features} image "
             "features; expected one feature for each. Processor and model come from different "
-            "checkpoints, or settings of one were changed (image size, patch_size, merge_size): "
-            "take both from the same one"
+            "checkpoints, or settings of one were changed (image size, patch_size, merge_size), or "
+            "the chat template drops one of several images: take all from the same checkpoint"
         )

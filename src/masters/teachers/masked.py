@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from masters.errors import ModelError
 from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_bytes
+from masters.models.layers import maskable_layers
 from masters.teachers.thresholds import LayerThresholds, Thresholds
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -20,7 +20,7 @@ class MaskedTeacher:
     """A frozen VLM in eval mode, masked in place.
 
     Rising ratios only zero more of what is in memory (masks are nested). A falling ratio reads the
-    original weights back from the checkpoint, one tensor at a time: there is never a second copy of
+    original weights back from the checkpoint, one matrix at a time: there is never a second copy of
     the model in memory.
 
     Args:
@@ -36,22 +36,29 @@ class MaskedTeacher:
         self.seconds = 0.0
         self._thresholds = thresholds
         self._entries = checkpoint_tensors(folder) if thresholds is not None else {}
+        layers = [] if thresholds is None else maskable_layers(model)
+        self._layers = {layer.name: layer for layer in layers}
         if thresholds is not None:
             self._check(thresholds, folder)
 
     def _check(self, thresholds: Thresholds, folder: Path) -> None:
-        for name, layer in thresholds.layers.items():
-            weight = self._weight(name)
-            entry = self._entries.get(layer.tensor)
-            if entry is None or entry.shape != tuple(weight.shape):
-                raise ModelError(
-                    f"{folder}: the thresholds speak of {layer.tensor} ({tuple(weight.shape)} in "
-                    "the model), which the checkpoint does not hold in that shape. Run mask again "
-                    "on this checkpoint"
-                )
+        for name, measured in thresholds.layers.items():
+            entry = self._entries.get(measured.tensor)
+            if entry is not None and name in self._layers:
+                weight = self._weight(name)
+                held = weight.mT if measured.transposed else weight
+                if _shape(entry, measured) == tuple(held.shape):
+                    continue
+            raise ModelError(
+                f"{folder}: the thresholds speak of {name} ({measured.tensor}), which model and "
+                "checkpoint do not hold in one shape. Run mask again on this checkpoint"
+            )
 
-    def _weight(self, name: str) -> nn.Parameter:
-        return self.model.get_submodule(name).weight
+    def _weight(self, name: str) -> torch.Tensor:
+        """The weight in memory, a view for one matrix of a stack."""
+        layer = self._layers[name]
+        weight = self.model.get_parameter(layer.parameter).data
+        return weight if layer.matrix is None else weight[layer.matrix]
 
     @torch.no_grad()
     def set_ratio(self, ratio: int) -> None:
@@ -70,7 +77,9 @@ class MaskedTeacher:
         column = None if ratio == 0 else thresholds.ratios.index(ratio)
         for name, layer in thresholds.layers.items():
             weight, entry = self._weight(name), self._entries[layer.tensor]
-            if ratio < self.ratio or weight.dtype != DTYPES[entry.dtype]:
+            # lambda was measured in the stored dtype; one that holds every value of it will do.
+            exact = torch.promote_types(weight.dtype, DTYPES[entry.dtype]) == weight.dtype
+            if ratio < self.ratio or not exact:
                 self._reload(weight, entry, layer, column)
             elif column is not None:
                 _zero_small(weight, layer, column)
@@ -78,15 +87,18 @@ class MaskedTeacher:
         self.seconds += time.perf_counter() - begin
 
     def _reload(
-        self, weight: nn.Parameter, entry: TensorEntry, layer: LayerThresholds, column: int | None
+        self, weight: torch.Tensor, entry: TensorEntry, layer: LayerThresholds, column: int | None
     ) -> None:
-        raw = torch.from_numpy(read_bytes(entry)).view(DTYPES[entry.dtype])
-        self.bytes_read += entry.stop - entry.start
-        original = raw.view(entry.shape)
+        raw = torch.from_numpy(read_bytes(entry, matrix=layer.matrix)).view(DTYPES[entry.dtype])
+        self.bytes_read += raw.nbytes
+        original = raw.view(_shape(entry, layer))
         if column is not None:
-            # In the stored dtype, before any cast: lambda was measured there.
             _zero_small(original, layer, column)
-        weight.copy_(original)
+        weight.copy_(original.mT if layer.transposed else original)
+
+
+def _shape(entry: TensorEntry, layer: LayerThresholds) -> tuple[int, ...]:
+    return entry.shape if layer.matrix is None else entry.shape[1:]
 
 
 def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> None:

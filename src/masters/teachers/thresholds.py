@@ -8,17 +8,17 @@ and r = 0 changes nothing. All of it is exact and happens on the stored dtype.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from masters.errors import ModelError
-from masters.models.checkpoint import TensorEntry, read_bytes
+from masters.models.checkpoint import TensorEntry, read_chunks
 
 SCALE = 10_000
-FORMAT = 1
+FORMAT = 2
 #: Stored dtype -> (unsigned view, bits of magnitude, dtype the threshold is read back as).
 VIEWS = {"F32": (np.uint32, 31), "BF16": (np.uint16, 15), "F16": (np.uint16, 15)}
 
@@ -32,12 +32,16 @@ class LayerThresholds:
         size: number of weights n.
         values: lambda for each ratio, exactly representable in the stored dtype.
         zeros: weights below it (zeros the mask leaves), for each ratio.
+        matrix: which one of the tensor's stack of matrices (experts); None: all of it.
+        transposed: the model holds the matrix the other way round.
     """
 
     tensor: str
     size: int
     values: tuple[float, ...]
     zeros: tuple[int, ...]
+    matrix: int | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Thresholds:
 
     Args:
         ratios: rising, per 10,000, each above 0.
-        layers: by module name.
+        layers: by the name of `models.layers.Layer`.
         parameters: all parameters of the model, masked or not (N of Eq. 1).
         weights: fingerprint of the checkpoint's tensor names, dtypes and shapes. That the values
             are those measured is proved by the zeros counted when a mask is applied.
@@ -81,68 +85,81 @@ def layer_thresholds(
     if weight.dtype not in kinds:
         raise ValueError(f"weight is {weight.dtype}; expected float32 or float16")
     raw = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
-    return _thresholds(raw, kinds[weight.dtype], ratios, "the weight")
+    return _thresholds(lambda: iter((raw,)), kinds[weight.dtype], ratios, "the weight")
 
 
-def tensor_thresholds(entry: TensorEntry, ratios: Sequence[int]) -> LayerThresholds:
-    """The same for one tensor on disk, read once."""
+def tensor_thresholds(
+    entry: TensorEntry, ratios: Sequence[int], *, matrix: int | None = None
+) -> LayerThresholds:
+    """The same for one tensor on disk, or one matrix of a stack of them, read in chunks.
+
+    16-bit weights are read once, 32-bit ones twice; memory does not depend on the tensor's size.
+    """
     if entry.dtype not in VIEWS:
         raise ModelError(
             f"{entry.file}: {entry.name} is stored as {entry.dtype}; expected F32, F16 or BF16. "
             "Quantised weights have no magnitudes of their own: mask the unquantised checkpoint"
         )
-    values, zeros = _thresholds(read_bytes(entry), entry.dtype, ratios, entry.name)
-    return LayerThresholds(tensor=entry.name, size=entry.size, values=values, zeros=zeros)
+    values, zeros = _thresholds(
+        lambda: read_chunks(entry, matrix=matrix), entry.dtype, ratios, entry.name
+    )
+    size = entry.size if matrix is None else entry.size // entry.shape[0]
+    return LayerThresholds(
+        tensor=entry.name, size=size, values=values, zeros=zeros, matrix=matrix
+    )
 
 
 def _thresholds(
-    raw: np.ndarray, dtype: str, ratios: Sequence[int], name: str
+    chunks: Callable[[], Iterator[np.ndarray]], dtype: str, ratios: Sequence[int], name: str
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """From the raw bytes, in chunks that can be gone through more than once.
+
+    Without its sign bit, an IEEE float's bit pattern orders like its magnitude. One histogram over
+    the upper 16 bits serves every rank; 32-bit values need a second one inside the buckets found.
+    """
     view, bits = VIEWS[dtype]
-    # Without its sign bit, an IEEE float's bit pattern orders like its magnitude.
-    magnitude = raw.view(view) & view((1 << bits) - 1)
-    if magnitude.size and magnitude.max() >= _infinity(dtype):
+    mask, low = view((1 << bits) - 1), max(bits - 16, 0)
+    upper = np.zeros(1 << (bits - low), dtype=np.int64)
+    for raw in chunks():
+        upper += np.bincount((raw.view(view) & mask) >> low, minlength=upper.size)
+    if upper[_infinity(dtype) >> low :].any():
         raise ModelError(f"{name} holds NaN or infinite weights; expected finite ones")
-    ranks = [ratio * magnitude.size // SCALE for ratio in ratios]
-    found = _select(magnitude, bits, ranks)
-    return tuple(_as_float(b, dtype) for b, _ in found), tuple(below for _, below in found)
+    running = np.cumsum(upper)
+    ranks = [ratio * int(running[-1]) // SCALE for ratio in ratios]
+    buckets = [int(np.searchsorted(running, rank, side="right")) for rank in ranks]
+    below = [int(running[bucket - 1]) if bucket else 0 for bucket in buckets]
+    if not low:
+        return tuple(_as_float(b, dtype) for b in buckets), tuple(below)
+    inside = {bucket: np.zeros(1 << low, dtype=np.int64) for bucket in buckets}
+    for raw in chunks():
+        magnitude = raw.view(view) & mask
+        for bucket, counts in inside.items():
+            rest = magnitude[magnitude >> low == bucket] & view((1 << low) - 1)
+            counts += np.bincount(rest, minlength=counts.size)
+    values, zeros = [], []
+    for rank, bucket, under in zip(ranks, buckets, below, strict=True):
+        counts = np.cumsum(inside[bucket])
+        rest = int(np.searchsorted(counts, rank - under, side="right"))
+        values.append(_as_float((bucket << low) | rest, dtype))
+        zeros.append(under + (int(counts[rest - 1]) if rest else 0))
+    return tuple(values), tuple(zeros)
 
 
 def _infinity(dtype: str) -> int:
     return {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}[dtype]
 
 
-def _select(magnitude: np.ndarray, bits: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """For each rank: the rank-th smallest value, and how many are smaller.
-
-    One histogram over the upper 16 bits serves every rank; 32-bit values need a second one inside
-    the bucket found.
-    """
-    low = max(bits - 16, 0)
-    upper = (magnitude >> low).astype(np.int64)
-    high = _running_counts(upper, 1 << (bits - low))
-    found = []
-    for rank in ranks:
-        bucket = int(np.searchsorted(high, rank, side="right"))
-        below = int(high[bucket - 1]) if bucket else 0
-        if low:
-            inside = magnitude[upper == bucket] & magnitude.dtype.type((1 << low) - 1)
-            counts = _running_counts(inside.astype(np.int64), 1 << low)
-            rest = int(np.searchsorted(counts, rank - below, side="right"))
-            below += int(counts[rest - 1]) if rest else 0
-            bucket = (bucket << low) | rest
-        found.append((bucket, below))
-    return found
-
-
-def _running_counts(values: np.ndarray, length: int) -> np.ndarray:
-    return np.cumsum(np.bincount(values, minlength=length))
-
-
 def _as_float(pattern: int, dtype: str) -> float:
     if dtype == "F16":
         return float(np.uint16(pattern).view(np.float16))
     return float(np.uint32(pattern << (16 if dtype == "BF16" else 0)).view(np.float32))
+
+
+def bit_pattern(value: float, dtype: str) -> int:
+    """The bits of a magnitude that the stored dtype holds exactly; they order like magnitudes."""
+    if dtype == "F16":
+        return int(np.float16(value).view(np.uint16))
+    return int(np.float32(value).view(np.uint32)) >> (16 if dtype == "BF16" else 0)
 
 
 def save_thresholds(thresholds: Thresholds, file: Path) -> str:
@@ -179,6 +196,8 @@ def load_thresholds(file: Path) -> Thresholds:
                 size=item["size"],
                 values=tuple(item["values"]),
                 zeros=tuple(item["zeros"]),
+                matrix=item["matrix"],
+                transposed=item["transposed"],
             )
             for name, item in data["layers"].items()
         }
