@@ -44,11 +44,13 @@ def check(specs: Iterable[StageSpec]) -> None:
     }
     for ref, folder in folders.items():
         _vlm(folder, whole=Path(str(ref.path)).expanduser().is_dir())
-    for spec in specs:
-        if isinstance(spec, TrainSpec) and isinstance(spec.init, ModelRef):
-            teacher, student = spec.teacher, spec.init
-            if teacher in folders and student in folders:
-                _same_vocabulary(teacher, student, folders, spec.prompt.image_backend)
+    trained = [spec for spec in specs if isinstance(spec, TrainSpec)]
+    students = dict.fromkeys(spec.init for spec in trained if spec.init in folders)
+    for spec in trained:
+        # A later phase goes on with the student of the one before.
+        own = [spec.init] if spec.init in folders else list(students)
+        if spec.teacher in folders and len(own) == 1:
+            _same_vocabulary(spec.teacher, own[0], folders, spec.prompt.image_backend)
 
 
 def _parts(value: object) -> Iterable[BaseModel]:

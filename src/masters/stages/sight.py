@@ -94,7 +94,11 @@ def _check(opened: OpenedModel, prompts: Prompts, index: int) -> None:
     try:
         encoded, other = prompts(index), prompts.encode(index, change=other_picture)
     except ModelError as error:
-        raise _FindingError(f"cannot be given it: {error}") from error
+        said = str(error).removeprefix(f"question {prompts.questions[index].id}: ")
+        raise _FindingError(
+            f"cannot be given the image: {said}. Its chat template or processor is not its own: "
+            "take chat_template.jinja and preprocessor_config.json of the published checkpoint"
+        ) from error
     _check_placeholders(opened, encoded)
     if all(torch.equal(encoded.images[k], other.images[k]) for k in encoded.images):
         raise _FindingError(
