@@ -41,8 +41,9 @@ types: $(VENV)/.installed-dev ## pyright.
 contracts: $(VENV)/.installed-dev ## Who may import whom (import-linter).
 	$(BIN)/lint-imports
 
-recipes: $(VENV)/.installed ## Writes docs/recipes.md anew from the schema.
+recipes: $(VENV)/.installed ## Writes docs/recipes.md and docs/sizes.md anew.
 	$(BIN)/python docs/generate_recipes.py
+	$(BIN)/python docs/generate_sizes.py
 
 venv: $(VENV)/.installed-dev ## Installs everything into .venv and does no more.
 

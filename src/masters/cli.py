@@ -71,17 +71,30 @@ def plan(
     out: OutOpt = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     resolved: Annotated[bool, typer.Option("--yaml", help="The resolved recipe instead.")] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Parameters, masked tensors and bytes of the models.")
+    ] = False,
 ) -> None:
     """The stages as a tree: done, to do or drifted. Nothing is written."""
-    from masters.plan_view import plan_tree
+    from masters.plan_view import plan_tree, sizes_tables
 
     made = _plan(recipe, profile, set_, out)
-    if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
-    elif resolved:
+    if resolved:
         typer.echo(made.as_json()["yaml"], nl=False)
-    else:
-        Console().print(plan_tree(made))
+        return
+    sized = None
+    if sizes:
+        from masters.sizes import plan_sizes
+
+        sized = plan_sizes(made)
+    if as_json:
+        content = made.as_json() | (sized.as_json() if sized else {})
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(plan_tree(made))
+    if sized:
+        console.print(sizes_tables(sized))
 
 
 @app.command()

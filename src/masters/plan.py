@@ -66,7 +66,9 @@ class Plan:
         name: of the plan's file: the recipe's, with the seed where it is not the recipe's own.
         stages: each after the ones it reads.
         curriculum: the mask stages of all phases, in order.
-        absent: data files that are not here; such a plan can be looked at, not run.
+        questions: the size of ``data.train``, limits applied.
+        absent: data files and model weights that are not here; such a plan can be looked at, not
+            run.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Plan:
     out: Path
     stages: tuple[Stage, ...]
     curriculum: tuple[MaskStage, ...]
+    questions: int
     absent: tuple[str, ...] = ()
 
     @property
@@ -178,6 +181,7 @@ def make_plan(recipe: Recipe, out: str | Path, *, seed: int | None = None) -> Pl
         out=out,
         stages=tuple(stages.values()),
         curriculum=curriculum,
+        questions=n_questions,
         absent=tuple(dict.fromkeys(contents.absent)),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +14,9 @@ from rich.tree import Tree
 from masters.plan import MaskStage, Plan, Stage
 from masters.ratios import ratio_text
 from masters.run import REPORT, report_is_done
+
+if TYPE_CHECKING:  # its module imports torch, which plans do without
+    from masters.sizes import ModelSize, PlanSizes
 
 _COLOURS = {"done": "green", "to do": "yellow"}
 
@@ -69,3 +74,63 @@ def _cells(part: MaskStage) -> tuple[str, str, str]:
         f"{part.start} to {part.stop - 1}",
         str(part.questions),
     )
+
+
+def sizes_tables(sizes: PlanSizes) -> RenderableType:
+    """A column for each model, then what the plan amounts to."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for model in sizes.models:
+        table.add_column(_titled(model), justify="right", overflow="fold")
+    columns = [_size_rows(model) for model in sizes.models]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
+    responses = sizes.responses
+    work = Text(
+        f"{sizes.questions:,} questions, {sum(responses.values()):,} responses to generate "
+        f"({responses['teacher']:,} by teachers, {responses['student']:,} by the student), "
+        f"{sizes.steps:,} optimiser steps"
+    )
+    return Group(Text(), table, Text(), work)
+
+
+def _titled(model: ModelSize) -> str:
+    return model.name if model.name == model.role else f"{model.role} {model.name}"
+
+
+def _size_rows(model: ModelSize) -> dict[str, str]:
+    """One column: label -> cell, the same labels for every model."""
+    masked = [
+        f"{one.tensors:,}" if one.tensors == one.matrices else f"{one.tensors:,} ({one.matrices:,})"
+        for one in model.masked
+    ]
+    shares = [f"{one.parameters / model.parameters:.1%}" for one in model.masked]
+    names = ("language", "projector", "vision", "other")
+    return {
+        "": Path(model.path).name,
+        "parameters": f"{model.parameters:,}",
+        **{f"  {name}": f"{model.parts[name]:,}" for name in names},
+        "rows of the head": f"{model.head_rows:,}",
+        "masked tensors": _joined(masked),
+        "masked parameters": _joined([f"{one.parameters:,}" for one in model.masked]),
+        "  share": _joined(shares),
+        "checkpoint": byte_text(model.checkpoint_bytes),
+        "largest tensor": byte_text(model.largest.bytes),
+        "training state": "-" if model.training_bytes is None else byte_text(model.training_bytes),
+        "teaching weights": "-" if model.memory_bytes is None else byte_text(model.memory_bytes),
+    }
+
+
+def _joined(cells: list[str]) -> str:
+    """The phases' cells, once where they agree; - where there is none."""
+    return ", ".join(dict.fromkeys(cells)) or "-"
+
+
+def byte_text(count: int) -> str:
+    """Bytes in the largest decimal unit that leaves at least 1."""
+    amount, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"

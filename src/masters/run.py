@@ -242,8 +242,8 @@ def _runnable(plans: Sequence[Plan]) -> None:
     absent = [path for plan in plans for path in plan.absent]
     if absent:
         raise StageError(
-            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count can be "
-            f"looked at, not run. Put the files there"
+            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count, or from a "
+            f"model's configuration alone, can be looked at, not run. Put the files there"
         )
     if len({plan.out for plan in plans}) > 1:
         raise StageError("the plans have different output folders; expected one for all")

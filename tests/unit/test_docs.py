@@ -134,7 +134,7 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         assert len(read_llava(tmp_path / "rows.json")) == turns // 2
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
