@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from masters.data.tables import KEY_COLUMNS, RESPONSES, list_shards, read_shard
+from masters.errors import ModelError
 from masters.models.load import TokenIds
 from masters.models.vocabulary import (
     Vocabulary,
@@ -81,15 +82,17 @@ def check_stored(folder: Path, teacher: OpenedModel, student: OpenedModel, commo
     """
     rows = read_shard(list_shards(folder / "responses")[0], RESPONSES, [*KEY_COLUMNS, "token_ids"])
     first = rows.slice(0, DECODED).to_pylist()
-    check_same_text(
-        teacher.processor,
-        student.processor,
-        [
-            (row["question_id"], row["token_ids"])
-            for row in first
-            if max(row["token_ids"], default=0) < common
-        ],
-    )
+    known = [row for row in first if max(row["token_ids"], default=0) < common]
+    try:
+        check_same_text(
+            teacher.processor,
+            student.processor,
+            [(row["question_id"], row["token_ids"]) for row in known],
+        )
+    except ModelError as error:
+        raise ModelError(f"teacher {teacher.folder} and student {student.folder}: {error}") from (
+            error
+        )
 
 
 def _vocabulary(opened: OpenedModel) -> Vocabulary:
