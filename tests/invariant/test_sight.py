@@ -46,6 +46,20 @@ def test_a_model_that_sees(student: Tiny, precision: torch.dtype) -> None:
 SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
+def test_the_check_leaves_a_model_as_it_was(student: Tiny) -> None:
+    """In training, with a part that rests and dropout that would draw from the run's numbers."""
+    student.model.train()
+    student.model.model.visual.eval()
+    layer = student.model.model.language_model.layers[0]
+    layer.mlp.register_module("dropout", torch.nn.Dropout(0.5))
+    layer.mlp.register_forward_hook(lambda module, inputs, output: module.dropout(output))
+    before = {name: module.training for name, module in student.model.named_modules()}
+    state = torch.get_rng_state()
+    check(student)
+    assert {name: module.training for name, module in student.model.named_modules()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def no_image_in_template(tiny: Tiny) -> None:
     """This processor counts and refuses; not every one does."""
     template = tiny.processor.chat_template

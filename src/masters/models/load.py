@@ -36,16 +36,6 @@ def load_config(path: str, *, revision: str | None = None) -> Any:
     return config
 
 
-def load_generation_config(path: str, config: Any) -> Any:
-    """The generation configuration a model loaded from this folder will have."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:
-        return GenerationConfig.from_model_config(config)
-
-
 def load_model(
     path: str,
     *,
@@ -217,24 +207,19 @@ class TokenIds:
     vocabulary: int
 
 
-def end_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response, the tokenizer's own first; empty when none is named."""
-    end = generation_config.eos_token_id
-    usual = tokenizer.eos_token_id
-    if end is None:
-        return () if usual is None else (usual,)
-    ends = tuple(end) if isinstance(end, list | tuple) else (end,)
-    return (usual, *(i for i in ends if i != usual)) if usual in ends else ends
-
-
 def token_ids(model: Any, processor: Any) -> TokenIds:
     """Special ids read off configuration and tokenizer (all_special_ids misses some)."""
     tokenizer = processor.tokenizer
-    ends = end_ids(model.generation_config, tokenizer)
-    if not ends:
+    end = model.generation_config.eos_token_id
+    if end is None:
+        end = tokenizer.eos_token_id
+    ends = tuple(end) if isinstance(end, list | tuple) else (end,)
+    if ends[0] is None:
         raise ModelError(
             f"{model.name_or_path}: neither generation_config nor tokenizer has an end token"
         )
+    if tokenizer.eos_token_id in ends:
+        ends = (tokenizer.eos_token_id, *(i for i in ends if i != tokenizer.eos_token_id))
     config = model.config.to_dict()
     banned = {
         value

@@ -77,16 +77,28 @@ def _vlm(folder: Path, *, whole: bool) -> None:
 
 
 def _same_vocabulary(teacher: ModelRef, student: ModelRef, folders: Folders, backend: str) -> None:
-    from masters.models.load import end_ids, load_config, load_generation_config, load_processor
+    from masters.models.load import load_processor, token_ids
     from masters.models.vocabulary import check_end_tokens, common_vocabulary, vocabulary_of
 
     vocabularies, ends = [], []
     for ref in (teacher, student):
-        folder = str(folders[ref])
-        config, processor = load_config(folder), load_processor(folder, backend=backend)
-        rows = config.get_text_config().vocab_size
+        model = _without_weights(folders[ref])
+        processor = load_processor(str(folders[ref]), backend=backend)
+        rows = model.get_output_embeddings().weight.shape[0]
         vocabularies.append(vocabulary_of(processor, rows=rows, name=str(ref.path)))
-        ends.append(end_ids(load_generation_config(folder, config), processor.tokenizer))
+        ends.append(token_ids(model, processor).end)
     common_vocabulary(*vocabularies)
-    if all(ends):
-        check_end_tokens(*vocabularies, teacher_ends=ends[0], student_ends=ends[1])
+    check_end_tokens(*vocabularies, teacher_ends=ends[0], student_ends=ends[1])
+
+
+def _without_weights(folder: Path) -> Any:
+    """The model of a folder on the meta device, with the generation configuration it will have."""
+    from transformers import GenerationConfig
+
+    from masters.models.layers import meta_model
+    from masters.models.load import load_config
+
+    model = meta_model(load_config(str(folder)))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

@@ -6,6 +6,8 @@ Each finding is an error that names the model, its role, the question, what was 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,14 +52,27 @@ def check_sees_image(
         precision: that the stage computes in (autocast).
     """
     device = torch.device(opened.model.device)
-    for index in sampled(prompts):
-        try:
-            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+    autocast = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+    with _evaluating(opened.model), autocast:
+        for index in sampled(prompts):
+            try:
                 _check(opened, prompts, index)
-        except _FindingError as finding:
-            question = prompts.questions[index].id
-            said = f"{opened.folder}: the {role} {finding} (question {question})"
-            raise ModelError(said) from finding
+            except _FindingError as finding:
+                question = prompts.questions[index].id
+                said = f"{opened.folder}: the {role} {finding} (question {question})"
+                raise ModelError(said) from finding
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout, which would tremble; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _FindingError(Exception):
