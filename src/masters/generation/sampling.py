@@ -103,7 +103,8 @@ class KeyedSampler(LogitsProcessor):
     Args:
         keys: one per row.
         prompt_mask_RT: attention mask of the left-padded prompts: padding is never penalised.
-        banned: ids that may not be chosen (placeholders, padding rows of the vocabulary).
+        banned: ids that may not be chosen (placeholders).
+        vocabulary: rows of the head beyond it are padding: never chosen, and in no softmax.
     """
 
     def __init__(

@@ -20,6 +20,8 @@ from masters.models.turns import answer_turn
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 #: Added tokens that stand for pictures or frame them: <|image_pad|>, </img>, <row_1_col_2> ...
 PICTURE_TOKEN = re.compile(r"image|img|video|vision|row_\d+_col_\d+", re.IGNORECASE)
+#: Everything of a model but its weights.
+DESCRIPTIONS: tuple[str, ...] = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -187,18 +189,48 @@ def save_model(
             shutil.copyfile(file, folder / file.name)
 
 
-def local_folder(path: str, *, revision: str | None = None) -> Path:
-    """The folder that holds a model's files: the path itself, or the hub's snapshot of it."""
+def local_folder(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder that holds a model's files: the path itself, or the hub's snapshot of it.
+
+    Args:
+        path: folder or hub name.
+        revision: on the hub.
+        weights: False fetches configuration, tokenizer and processor only: a few megabytes.
+
+    Raises:
+        ModelError: no such folder, and the hub gives no such model; says why.
+    """
     if (folder := Path(path).expanduser()).is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, revision=revision))
+        wanted = None if weights else list(DESCRIPTIONS)
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
-            f"{path}: neither a local folder nor a model the hub would give ({error})"
+            f"{path}: neither a local folder nor a model the hub would give: {_hub_said(error)}"
         ) from error
+
+
+def _hub_said(error: Exception) -> str:
+    """Why the hub gave nothing and what to do about it, on one line."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return "access must be asked for on its page; then log in with `hf auth login`"
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return "it has no model of that name; for a private one log in with `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return "it has the model, but not this revision; correct models.*.revision"
+        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
+            return (
+                "it can't be reached, and there is no copy in the cache; fetch the model where "
+                "there is a network (`hf download NAME`), or unset HF_HUB_OFFLINE"
+            )
+        case _:
+            return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,22 +299,6 @@ def _picture_ids(model: Any, tokenizer: Any) -> set[int]:
     ids = {value for value in (*named, *map(config.get, keys)) if isinstance(value, int)}
     added = tokenizer.get_added_vocab().items()
     return ids | {number for token, number in added if PICTURE_TOKEN.search(token)}
-
-
-def check_shared_vocabulary(teacher: Any, student: Any) -> None:
-    """Raises ModelError unless both processors' tokenizers give every id the same string."""
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if ours == theirs:
-        return
-    different = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-    shown = "; ".join(
-        f"{t!r}: teacher {theirs.get(t, 'none')}, student {ours.get(t, 'none')}"
-        for t in different[:3]
-    )
-    raise ModelError(
-        f"teacher and student have different vocabularies: {len(different)} tokens differ "
-        f"({shown}). Distillation compares distributions token by token; take models of one family"
-    )
 
 
 def check_head(model: Any) -> None:

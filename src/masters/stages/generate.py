@@ -17,11 +17,11 @@ from masters.models.memory import doing
 from masters.specs import GenerateSpec
 from masters.stages.opening import (
     Prompts,
-    check_sees_image,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.sight import check_sees_image
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role=spec.source)
+    check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
     engine = TransformersEngine(
         opened.model,
         opened.processor,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from masters.data.tables import KEY_COLUMNS, RESPONSES, REWARDS, SCORES, read_shards
@@ -23,10 +25,19 @@ class ResponseIndex:
         rewards: folder of the judge stage, or None.
         scores: folder of the score stage, or None.
         limit: a response longer than this many tokens leaves its group.
+        vocabulary: a response with an id that is not below this leaves its group.
+        banned: so does one with any of these ids.
     """
 
     def __init__(
-        self, responses: Path, rewards: Path | None, scores: Path | None, *, limit: int
+        self,
+        responses: Path,
+        rewards: Path | None,
+        scores: Path | None,
+        *,
+        limit: int,
+        vocabulary: int,
+        banned: Collection[int],
     ) -> None:
         table = read_shards(responses / "responses", RESPONSES, [*KEY_COLUMNS, "token_ids"])
         self._ids = table.column("token_ids").combine_chunks()
@@ -41,7 +52,8 @@ class ResponseIndex:
             _check_same_rows(table, found, scores)
             self._scores = found.column("reference_logprobs").combine_chunks()
         self._limit = limit
-        self.missing = self.too_long = self.empty = 0
+        self.missing = self.too_long = self.empty = self.outside = 0
+        self._outside = rows_outside(self._ids, vocabulary, banned)
         self._rows: dict[tuple[str, int], list[int]] = defaultdict(list)
         keys = zip(
             table.column("question_id").to_pylist(), table.column("ratio").to_pylist(), strict=True
@@ -60,6 +72,8 @@ class ResponseIndex:
             self.too_long += 1
         elif length == 0:
             self.empty += 1
+        elif row in self._outside:
+            self.outside += 1
         else:
             return True
         return False
@@ -82,6 +96,16 @@ class ResponseIndex:
             accuracy=None if self._rewards is None else self._rewards[row],
             reference=None if reference is None else tuple(reference),
         )
+
+
+def rows_outside(ids: pa.ListArray, vocabulary: int, banned: Collection[int]) -> set[int]:
+    """Rows with a token that a model has no row for, or takes for a picture."""
+    tokens = ids.flatten().to_numpy()
+    outside = tokens >= vocabulary
+    for picture in banned:
+        outside |= tokens == picture
+    ends = np.cumsum(ids.value_lengths().to_numpy())
+    return set(np.searchsorted(ends, np.flatnonzero(outside), side="right").tolist())
 
 
 def _check_same_rows(responses: pa.Table, other: pa.Table, folder: Path) -> None:

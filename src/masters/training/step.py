@@ -30,7 +30,8 @@ class StepSettings:
         beta, temperature: of the JSD.
         clip_norm: global gradient norm bound; 0 leaves the gradient as it is.
         micro_batch: questions per forward.
-        vocabulary: tokens common to both heads.
+        vocabulary: tokens of the student.
+        common: the first so many of them are the teacher's too; None: all.
     """
 
     terms: tuple[Term, ...]
@@ -40,6 +41,7 @@ class StepSettings:
     clip_norm: float
     micro_batch: int
     vocabulary: int
+    common: int | None = None
 
 
 @torch.no_grad()
@@ -101,6 +103,7 @@ def accumulate(
             beta=settings.beta,
             temperature=settings.temperature,
             vocabulary=settings.vocabulary,
+            common=settings.common,
             dtype=inner.precision,
         )
         hidden_T = head_T = None
