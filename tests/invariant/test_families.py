@@ -18,7 +18,7 @@ from masters.generation.engine import Completion, Request, TransformersEngine
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, pad_rows
 from masters.models.families import FAMILIES, family_of
-from masters.models.load import check_head, load_model, load_processor, token_ids
+from masters.models.load import check_head, load_model, load_processor, save_model, token_ids
 from masters.parts import PARTS
 from masters.stages.opening import label_ids
 from masters.training.groups import Group, Response
@@ -369,3 +369,18 @@ def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Python code beside the checkpoint.*-hf"):
         load_model(str(tmp_path))
     assert not list(tmp_path.glob("*.ran"))
+
+
+def test_a_head_of_its_own_is_saved_as_such(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "read", "internvl", size="student", seed=1)
+    file = tmp_path / "read" / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("tie_word_embeddings")  # as the published files: the class's default says tied
+    file.write_text(json.dumps(config))
+    model = load_model(str(tmp_path / "read"))
+    head = model.get_output_embeddings().weight.clone()
+    assert not torch.equal(head, model.get_input_embeddings().weight)
+    save_model(model, tmp_path / "saved", source=tmp_path / "read")
+    again: Any = load_model(str(tmp_path / "saved"))
+    again.tie_weights()
+    assert torch.equal(again.get_output_embeddings().weight, head)

@@ -68,6 +68,8 @@ def other_end(folder: Path) -> None:
     ):
         path = folder / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "<|endoftext|>"))
 
 
 def fewer_rows(folder: Path) -> None:

@@ -85,6 +85,10 @@ def load_model(
             f"{path}: {len(absent)} weights are missing from the checkpoint or have another shape "
             f"(first: {', '.join(absent[:3])}); expected a complete checkpoint. Download it again"
         )
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        # InternVL's configurations leave it to a default that says tied; saved so, the head is lost
+        # to whoever ties the weights anew.
+        model.config.tie_word_embeddings = False
     return model.to(device).eval()
 
 
