@@ -202,7 +202,9 @@ class _Work:
         quiet_libraries()
         configure(recipe.runtime)
         precision = recipe.method.optimiser.precision
-        opened = open_model(self.model, recipe.prompt, recipe.runtime, precision=precision)
+        opened = open_model(
+            self.model, recipe.prompt, recipe.runtime, precision=precision, teacher=True
+        )
         prompts = Prompts(self.questions, opened.processor, recipe.prompt)
         check_sees_image(opened, prompts, role="teacher")
         thresholds = measure_thresholds(
