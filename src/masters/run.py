@@ -167,7 +167,8 @@ def _run_plans(
             tidy(stage.folder)  # where a kill came between its record and this
         else:
             todo.append(task)
-    check(task.spec for task in todo)
+    opened = {stage.folder: plan.with_origins(stage) for plan in plans for stage in plan.stages}
+    check(opened[task.folder] for task in todo)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from masters import lineage
 from masters.curriculum import iterations
 from masters.models.checkpoint import checkpoint_tensors
 from masters.models.families import Family, family_of
@@ -72,7 +73,8 @@ class ModelSize:
         head_rows: tokens that the output head scores, padding included.
         checkpoint_bytes: of the files that are here; else as the configuration's dtype stores it.
         masked: a teacher's, phase by phase; empty where no phase masks it.
-        training_bytes: the student's weights, gradients and moments, as much of it as is trained.
+        training_bytes: the student's weights, gradients and moments, as much of it as is trained;
+            an assistant's too.
         memory_bytes: the teacher's weights in the compute precision.
     """
 
@@ -121,13 +123,26 @@ def plan_sizes(plan: Plan) -> PlanSizes:
         ModelError: a configuration cannot be read, or its architecture not be told.
     """
     recipe = plan.recipe
-    phases = [(phase_name(index, phase), phase) for index, phase in enumerate(recipe.method.phases)]
+    phases = recipe.method.phases
     precision = DTYPES[recipe.method.optimiser.precision]
     moments = recipe.method.optimiser.moments
-    models = [model_size(recipe.models.student, "student", moments=moments)]
+    taught: dict[str, list[tuple[str, Phase]]] = {}
+    for index, phase in enumerate(phases):
+        if version := lineage.teacher(phases, index):
+            taught.setdefault(version.model, []).append((phase_name(index, phase), phase))
+    student = recipe.models.student
+    models = [model_size(student, "student", phases=taught.get(student.name, ()), moments=moments)]
     for teacher in recipe.models.teachers:
-        own = [(name, phase) for name, phase in phases if phase.teacher == teacher.name]
-        models.append(model_size(teacher, "teacher", phases=own, precision=precision))
+        models.append(
+            model_size(
+                teacher,
+                "teacher",
+                phases=taught.get(teacher.name, ()),
+                precision=precision,
+                moments=moments,
+                trained=any(phase.student == teacher.name for phase in phases),
+            )
+        )
     return PlanSizes(
         models=tuple(models),
         questions=plan.questions,
@@ -147,14 +162,16 @@ def model_size(
     phases: Sequence[tuple[str, Phase]] = (),
     precision: torch.dtype = torch.bfloat16,
     moments: str = "fp32",
+    trained: bool = False,
 ) -> ModelSize:
     """The size of one model.
 
     Args:
         role: student or teacher.
-        phases: a teacher's, with their names.
+        phases: those in which it teaches, with their names.
         precision: that a teacher computes in.
-        moments: of the student's optimiser.
+        moments: of its optimiser.
+        trained: a teacher that a phase trains first.
     """
     model, folder, stored = unloaded(source)
     parameters = dict(model.named_parameters())
@@ -180,7 +197,7 @@ def model_size(
             bytes=weight.numel() * stored.itemsize,
         ),
         masked=tuple(_masked(model, phases)),
-        training_bytes=_training_bytes(model, source, moments) if student else None,
+        training_bytes=_training_bytes(model, source, moments) if student or trained else None,
         memory_bytes=None if student else total * precision.itemsize,
     )
 

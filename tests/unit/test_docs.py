@@ -29,7 +29,9 @@ PAGES = (
     "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
-        for name in ("architecture", "calibrate", "data", "decisions", "gpu", "methods")
+        for name in (
+            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+        )
     ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -99,6 +101,22 @@ def test_settings_of_the_readme_plan(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert made.absent and made.stages[-1].kind == "evaluate"
     grown = make_plan(load_recipe("grown.yaml", None, ["data.count=10000"]), tmp_path)
     assert {"train/0-mid", "train/1-large"} <= set(grown.by_name)
+
+
+def test_ladders_of_the_methods_page_plan(tmp_path: Path) -> None:
+    setting = tmp_path / "setting.yaml"
+    named = ", ".join(f"{{name: {name}, path: o/{name}}}" for name in ("mid", "teacher"))
+    setting.write_text(
+        f"models: {{student: {{path: o/s}}, teachers: [{named}]}}\n"
+        "data: {train: t.jsonl, test: e.jsonl, count: 10000}\n"
+    )
+    ladders = blocks("docs/methods.md", "yaml")
+    last = []
+    for text in ladders:
+        (tmp_path / "ladder.yaml").write_text(text)
+        plan = make_plan(load_recipe(tmp_path / "ladder.yaml", setting), tmp_path)
+        last.append(plan.stage("evaluate/student").inputs["model"])
+    assert last == ["train/1-teacher", "train/1-mid", "train/2-student@0"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -198,6 +198,16 @@ def test_whether_the_head_is_tied(
         assert size.checkpoint_bytes == len(tensors), "what the file holds"
 
 
+def test_an_assistant_is_trained_and_masked_in_its_later_state(tmp_path: Path) -> None:
+    phases = "{teacher: teacher, student: mid}, {teacher: mid@0, mask: {}}, {teacher: student@1}"
+    recipe = load_recipe("masters_ladder", "tiny", [f"method.phases=[{phases}]"])
+    models = {size.name: size for size in plan_sizes(make_plan(recipe, tmp_path)).models}
+    assert models["mid"].training_bytes == 16 * models["mid"].parameters
+    assert models["mid"].memory_bytes == 4 * models["mid"].parameters, "tiny models: float32"
+    assert [masked.phase for masked in models["mid"].masked] == ["1-mid@0"]
+    assert models["teacher"].training_bytes is None
+
+
 def test_the_table_of_a_plan(tmp_path: Path) -> None:
     shutil.copytree(CONFIGS / "Qwen3-VL-2B-Instruct", tmp_path / "student")
     shutil.copytree(CONFIGS / "Qwen3-VL-30B-A3B-Instruct", tmp_path / "teacher")

@@ -151,7 +151,7 @@ class Prompts:
 
 def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
     """A label as response ids, end token included; text that spells a special token stays text."""
-    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    tokens = tokenizer(ids.lead + text, add_special_tokens=False, split_special_tokens=True)
     return (*tokens["input_ids"], ids.end[0])
 
 
