@@ -160,7 +160,9 @@ def _run_plans(
             tidy(stage.folder)  # where a kill came between its record and this
         else:
             todo.append(task)
-    check(task.spec for task in todo)
+    checked = [plan.recipe.runtime.images_checked for plan in plans]
+    at_most = None if None in checked else max(n for n in checked if n is not None)
+    check((task.spec for task in todo), images_checked=at_most)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

@@ -13,10 +13,11 @@ from masters.data.sources import open_questions, verify_images
 from masters.specs import ModelRef, StageSpec, TrainSpec
 
 
-def check(specs: Iterable[StageSpec]) -> None:
+def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> None:
     """Looks at every data set and every model on disk that these stages will open.
 
-    Images are decoded, models must be whole vision-language checkpoints, and a teacher must share
+    Images are decoded (``images_checked``: see ``verify_images``), models must be whole
+    vision-language checkpoints, and a teacher must share
     its student's vocabulary. Models of the hub are looked at by the stage that opens them.
 
     Raises:
@@ -33,7 +34,7 @@ def check(specs: Iterable[StageSpec]) -> None:
             elif hasattr(part, "on_bad"):
                 sources.setdefault(canonical_json(part.model_dump(mode="json")), part)
     for source in sources.values():
-        verify_images(open_questions(source))
+        verify_images(open_questions(source), images_checked)
     for folder in models:
         _whole_vlm(folder)
     for spec in specs:

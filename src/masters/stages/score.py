@@ -26,7 +26,6 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     weights, autocast), so that the KL at a phase's first step is rounding and no more.
     """
     questions = open_questions(spec.data)
-    index = {question_id: i for i, question_id in enumerate(questions.ids)}
     opened = open_model(
         model_folder(spec.reference, context.inputs),
         spec.prompt,
@@ -43,7 +42,7 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
         path = context.folder / "scores" / shard.name
         if not path.exists():
             rows = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]).to_pylist()
-            scored = _score(rows, index, student, opened, prompts, context)
+            scored = _score(rows, student, opened, prompts, context)
             write_shard(path, scored, SCORES)
         lengths = read_shard(path, SCORES).column("reference_logprobs").to_pylist()
         tokens += sum(len(row) for row in lengths)
@@ -55,7 +54,6 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
 @torch.no_grad()
 def _score(
     rows: list[dict[str, Any]],
-    index: dict[str, int],
     student: Student,
     opened: OpenedModel,
     prompts: Prompts,
@@ -71,7 +69,7 @@ def _score(
         groups = [
             Group(
                 question_id=question_id,
-                student_prompt=prompts(index[question_id]),
+                student_prompt=prompts(prompts.questions.find(question_id)),
                 teacher_prompt=None,
                 responses=tuple(
                     Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own

@@ -60,7 +60,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         )
     torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     source = _initial_model(spec, context)
     precision = spec.optimiser.precision
     opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
