@@ -23,7 +23,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from masters.data.sources import Source
 
 KINDS = ("jsonl", "llava", "parquet", "webdataset")
 _WORDS = "what is shown at the left of the picture, and is it larger than the thing beside it?"
@@ -31,7 +34,7 @@ _WORDS = "what is shown at the left of the picture, and is it larger than the th
 
 def main() -> None:
     """Reads the command line; with ``--measure`` it is the process that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How large data sets open, index and plan.")
     parser.add_argument("--rows", type=int, default=1_500_000, help="questions (1500000)")
     parser.add_argument("--images", type=int, default=5_000, help="image files or sizes (5000)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="all by default")
@@ -82,7 +85,7 @@ def measure(what: str, kind: str, path: str) -> dict[str, float]:
     source = {"kind": "datasets" if kind == "parquet" else kind, "path": path}
     begin, cpu = time.perf_counter(), time.process_time()
     if what == "open":
-        questions = open_questions(SimpleNamespace(**source))
+        questions = open_questions(cast("Source", SimpleNamespace(**source)))
         questions.fingerprint()
         _ = questions[len(questions) // 2], questions.find(questions.ids[-1])
     else:

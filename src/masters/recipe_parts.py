@@ -86,6 +86,8 @@ class JsonlSource(_Files):
     images: str | None = None
     """The folder image paths are relative to (null: the file's own), or tar files that hold the
     images: ``shards/*.tar``."""
+    allow_urls: bool = False
+    """Images may be http(s) URLs: fetched once, one by one, into the cache folder."""
 
 
 class LlavaSource(_Files):
@@ -97,6 +99,8 @@ class LlavaSource(_Files):
     images: str | None = None
     """The folder image paths are relative to (null: the file's own), or tar files that hold the
     images: ``shards/*.tar``."""
+    allow_urls: bool = False
+    """Images may be http(s) URLs: fetched once, one by one, into the cache folder."""
 
 
 class Columns(Section):

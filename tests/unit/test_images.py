@@ -6,8 +6,10 @@ import io
 import json
 import os
 import struct
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,6 +251,78 @@ def test_paths_that_are_refused(data: Path, name: str, reason: str) -> None:
     assert str(caught.value).startswith(f"{data / 'data.jsonl'}:2: question {name!r}: image")
     questions = _open(data, "a.png", name, on_bad="skip")
     assert (questions.ids, questions.skipped) == (["a.png"], {reason: 1})
+
+
+class _Web(BaseHTTPRequestHandler):
+    """Serves one picture, large ones, lies about their lengths, and redirects."""
+
+    asked: list[str] = []
+    picture = _encoded(Image.new("RGB", (8, 8), "red"))
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.asked.append(self.path)
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+            return
+        self.send_response(404 if self.path == "/none.png" else 200)
+        if self.path == "/cut.png":
+            self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(b"x" * 5000 if self.path == "/large.png" else self.picture)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("MASTERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    _Web.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Web) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_urls_where_they_are_allowed(data: Path, web: str) -> None:
+    names = (f"{web}/a.png", "a.png", f"{web}/to/{web}/b.png", f"{web}/a.png?b")
+    with pytest.raises(DataError, match="nothing is fetched unless the source says so"):
+        _open(data, *names)
+    assert _Web.asked == []
+    questions = _open(data, *names, allow_urls=True)
+    asked = ["/a.png", f"/to/{web}/b.png", "/b.png", "/a.png?b"]
+    assert _Web.asked == asked
+    verify_images(questions)
+    assert questions.open_images(questions[2])[0].getpixel((0, 0)) == RED
+    again = _open(data, *names, allow_urls=True)
+    assert again.fingerprint() == questions.fingerprint()
+    assert _Web.asked == asked, "nothing is fetched twice"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/none.png", "image not fetched"),
+        ("/cut.png", "image not fetched"),
+        ("/large.png", "image too large"),
+        ("/to/file:///etc/passwd", "image not fetched"),
+        ("/to/ftp://127.0.0.1/a.png", "image not fetched"),
+        (":0/a.png", "image not fetched"),
+    ],
+)
+def test_urls_that_give_no_image(data: Path, web: str, path: str, reason: str) -> None:
+    fields = {"allow_urls": True, "max_image_bytes": 4000}
+    with pytest.raises(DataError, match="data.jsonl:2: question"):
+        _open(data, "a.png", web + path, **fields)
+    assert _open(data, "a.png", web + path, on_bad="skip", **fields).skipped == {reason: 1}
+    assert not [path for path in (data.parent / "cache").rglob("*") if path.is_file()]
+    with pytest.raises(DataError, match="question 'file:///etc/passwd': image"):
+        _open(data, "file:///etc/passwd", **fields)
 
 
 def test_limits_of_a_source(data: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from masters.data.cache_folder import cache_folder
 from masters.data.images import Images
 from masters.data.index import VERSION, DamagedIndexError, Index
 
@@ -19,14 +20,6 @@ _LOG = logging.getLogger(__name__)
 _ABANDONED_S = 3600.0
 
 Stamp = tuple[str, int, int, int]
-
-
-def cache_folder() -> Path:
-    """``$MASTERS_CACHE``, else ``masters`` in ``$XDG_CACHE_HOME``, else ``~/.cache/masters``."""
-    if own := os.environ.get("MASTERS_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "masters"
 
 
 def stamps(files: Sequence[Path]) -> list[Stamp]:

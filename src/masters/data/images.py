@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from masters.data.bad_rows import BadRowError
 from masters.data.decode import ImageLimits, broken_image, check_image, check_size, decode_image
+from masters.data.urls import fetch, local_copy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,10 +31,13 @@ class Images:
     Args:
         root: what relative paths in the rows are relative to. Nothing outside of it is opened.
         limits: the largest image that is opened.
+        urls: whether names may be URLs (http and https), which are fetched when they are found.
     """
 
-    def __init__(self, root: Path, limits: ImageLimits | None = None) -> None:
-        self._root = root
+    def __init__(
+        self, root: Path, limits: ImageLimits | None = None, *, urls: bool = False
+    ) -> None:
+        self._root, self._urls = root, urls
         self._limits = limits or ImageLimits()
         self._real = os.path.realpath(root)
         self._folders: dict[str, bool] = {}
@@ -43,7 +47,7 @@ class Images:
 
     def settings(self) -> dict[str, object]:
         """What decides where images are found and which are refused."""
-        return {"root": self._real, "limits": vars(self._limits)}
+        return {"root": self._real, "limits": vars(self._limits), "urls": self._urls}
 
     def files(self) -> list[Path]:
         """The files that hold several images each."""
@@ -57,6 +61,8 @@ class Images:
         """
         size = self._sizes.get(name)
         if size is None:
+            if self._is_url(name):
+                fetch(name, self._limits)
             size = self.size_of(name)
             if len(self._sizes) >= _REMEMBERED:
                 self._sizes.clear()
@@ -74,10 +80,11 @@ class Images:
 
     def size_of(self, name: str) -> int:
         """The size of a file on disk now; ``ABSENT`` when there is none that may be opened."""
-        if not self._inside(name):
+        is_url = self._is_url(name)
+        if not is_url and not self._inside(name):
             return ABSENT
         try:
-            found = os.stat(f"{self._root}/{name}")
+            found = os.stat(local_copy(name) if is_url else f"{self._root}/{name}")
         except (OSError, ValueError):  # ValueError: a name with a zero byte
             return ABSENT
         return found.st_size if stat.S_ISREG(found.st_mode) else ABSENT
@@ -88,7 +95,7 @@ class Images:
 
     def reference(self, stored: str) -> str:
         """What ``Question.images`` says for a stored name."""
-        return str(self._root / stored)
+        return str(local_copy(stored) if self._is_url(stored) else self._root / stored)
 
     def read(self, reference: str) -> bytes:
         """The encoded image.
@@ -123,6 +130,10 @@ class Images:
         """
         return decode_image(self.read(reference), reference, self._limits)
 
+    def _is_url(self, name: str) -> bool:
+        """Whether this is a URL that may be fetched."""
+        return self._urls and name[:8].lower().startswith(("http://", "https://"))
+
     def _inside(self, name: str) -> bool:
         """Whether a path stays below the root, links followed."""
         if os.path.isabs(name):
@@ -149,8 +160,8 @@ class Images:
             return BadRowError(
                 "image on the web",
                 got=f"image {name!r}",
-                expected="a file: nothing is fetched while data is read",
-                remedy="Fetch it first and name the file",
+                expected="a file: nothing is fetched unless the source says so",
+                remedy="Fetch it first and name the file, or set `allow_urls: true` (for http)",
             )
         if not self._inside(name):
             return BadRowError(

@@ -18,7 +18,8 @@ KINDS = ("jsonl", "llava", "datasets", "webdataset", "scenes")
 class Source(Protocol):
     """What every source says of itself; the other fields depend on ``kind``.
 
-    ``jsonl`` and ``llava`` have ``path`` and ``images`` (a folder, or tar files); ``datasets`` has
+    ``jsonl`` and ``llava`` have ``path``, ``images`` (a folder, or tar files) and ``allow_urls``
+    (whether images may be URLs, which are then fetched); ``datasets`` has
     ``path``, ``split`` and ``columns``; ``webdataset`` has ``path`` and ``columns``; ``scenes`` has
     ``count``, ``seed``, ``wording``, ``kinds`` and ``image``. All may have ``limit`` (the first so
     many questions), and those read from files ``offset`` (how many to leave out before them),
@@ -129,15 +130,15 @@ def _path(source: Source) -> Path:
 
 
 def _images(source: Source, path: Path, limits: ImageLimits) -> Images:
-    named = _get(source, "images", None)
+    named, urls = _get(source, "images", None), _get(source, "allow_urls", False)
     if named is None:
-        return Images(path.parent, limits)
+        return Images(path.parent, limits, urls=urls)
     folder = Path(named).expanduser()
     if folder.suffix == ".tar":
         from masters.data.tar import NamedTarImages, tar_files
 
         return NamedTarImages(tar_files(folder), limits)
-    return Images(folder, limits)
+    return Images(folder, limits, urls=urls)
 
 
 def _get(source: Source, name: str, default: Any) -> Any:

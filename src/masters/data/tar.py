@@ -59,7 +59,11 @@ def _members(path: Path, file: int, end: int) -> Iterator[Member]:
             raise _no_tar(path, at, "it is empty")
         size = _number(header[124:136])
         if len(header) < _BLOCK or size is None or _number(header[148:156]) != _checksum(header):
-            said = "it is compressed" if header[:2] == b"\x1f\x8b" else "this is no header"
+            said = "this is no header"
+            if len(header) < _BLOCK:
+                said = "it is cut short"
+            elif header[:2] == b"\x1f\x8b":
+                said = "it is compressed"
             raise _no_tar(path, at, said)
         kind, offset = header[156:157], at + _BLOCK
         if kind in _REGULAR:
