@@ -49,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for kind in given.kinds:
             found += list(measurements(kind, Path(folder) / kind, given.rows, given.images))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+            if given.json:
+                given.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def measurements(kind: str, folder: Path, rows: int, images: int) -> Iterator[dict[str, Any]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from masters.data.collector import Reading
 from masters.data.decode import ImageLimits
 from masters.data.images import Images
 from masters.data.questions import Questions
-from masters.data.rows import RowQuestions
 from masters.errors import DataError
+
+if TYPE_CHECKING:
+    from masters.data.collector import Reading
+    from masters.data.rows import RowQuestions
 
 KINDS = ("jsonl", "llava", "datasets", "webdataset", "scenes")
 
@@ -47,6 +49,8 @@ def open_questions(source: Source, *, need_label: bool = True) -> Questions:
         raise DataError(f"data ({source.kind}): limit is {limit}; expected 1 or more. Raise it.")
     if source.kind == "scenes":
         return _open_scenes(source, limit)
+    from masters.data.collector import Reading  # it loads Arrow, which scenes do without
+
     offset = _get(source, "offset", 0)
     reading = Reading(
         limit=None if limit is None else limit + offset,
@@ -69,6 +73,8 @@ def verify_images(questions: Questions, at_most: int | None = None) -> None:
     Raises:
         DataError: naming the question and the file of the first image that cannot.
     """
+    from masters.data.rows import RowQuestions
+
     if isinstance(questions, RowQuestions):
         questions.verify(at_most)
 
