@@ -33,6 +33,7 @@ from masters.recipe_parts import DatasetsSource as DatasetsSource
 from masters.recipe_parts import JsonlSource as JsonlSource
 from masters.recipe_parts import LlavaSource as LlavaSource
 from masters.recipe_parts import ScenesSource as ScenesSource
+from masters.recipe_parts import WebdatasetSource as WebdatasetSource
 
 
 class Data(Section):
@@ -350,6 +351,9 @@ class Runtime(Section):
     """Optimiser steps between checkpoints."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations in the backward pass; auto: on a CUDA device."""
+    images_checked: Count | None = 20_000
+    """Images decoded before the work: all where a data set has no more, else those of so many
+    questions spread over it, and the others when their turn comes. null: always all."""
     workers: Whole = 2
     """Threads that prepare coming batches; 0: the trainer prepares them itself."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

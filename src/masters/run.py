@@ -168,7 +168,9 @@ def _run_plans(
         else:
             todo.append(task)
     opened = {stage.folder: plan.with_origins(stage) for plan in plans for stage in plan.stages}
-    check(opened[task.folder] for task in todo)
+    checked = [plan.recipe.runtime.images_checked for plan in plans]
+    at_most = None if None in checked else max(n for n in checked if n is not None)
+    check((opened[task.folder] for task in todo), images_checked=at_most)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

@@ -32,7 +32,7 @@ SHARD = 512
 def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     """Writes answers and ``results.json``: accuracy over all and per kind, at every ratio."""
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs, checkpoint=spec.checkpoint),
         spec.prompt,

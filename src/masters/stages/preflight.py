@@ -15,12 +15,13 @@ from masters.specs import ModelRef, StageSpec, TrainSpec
 Folders = dict[ModelRef, Path]
 
 
-def check(specs: Iterable[StageSpec]) -> None:
+def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> None:
     """Looks at every data set and every model that these stages will open.
 
-    Images are decoded, models must be vision-language models, whole where they are on disk, a
-    teacher must share its student's vocabulary, and what is to be trained of a student must be
-    there. Of a model on the hub everything but the weights is fetched for that.
+    Images are decoded (``images_checked``: see ``verify_images``), models must be vision-language
+    models, whole where they are on disk, a teacher must share its student's vocabulary, and what is
+    to be trained of a student must be there. Of a model on the hub everything but the weights is
+    fetched for that.
 
     Raises:
         DataError, ModelError: the first thing that a stage would fail on.
@@ -38,7 +39,7 @@ def check(specs: Iterable[StageSpec]) -> None:
             elif hasattr(part, "on_bad"):
                 sources.setdefault(canonical_json(part.model_dump(mode="json")), part)
     for source in sources.values():
-        verify_images(open_questions(source))
+        verify_images(open_questions(source), images_checked)
     folders: Folders = {
         ref: local_folder(str(ref.path), revision=ref.revision, weights=False) for ref in models
     }

@@ -31,7 +31,6 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     with ids that the reference doesn't have gets an empty list, and training leaves it out.
     """
     questions = open_questions(spec.data)
-    index = {question_id: i for i, question_id in enumerate(questions.ids)}
     opened = open_model(
         model_folder(spec.reference, context.inputs),
         spec.prompt,
@@ -50,7 +49,7 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
         if not path.exists():
             rows = _readable(read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]), opened.ids)
             with doing("scoring responses"):
-                scored = _score(rows, index, student, opened, prompts, context)
+                scored = _score(rows, student, opened, prompts, context)
             write_shard(path, scored, SCORES)
         lengths = [len(row) for row in read_shard(path, SCORES)["reference_logprobs"].to_pylist()]
         tokens += sum(lengths)
@@ -72,7 +71,6 @@ def _readable(table: pa.Table, ids: TokenIds) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _score(
     rows: list[dict[str, Any]],
-    index: dict[str, int],
     student: Student,
     opened: OpenedModel,
     prompts: Prompts,
@@ -88,7 +86,7 @@ def _score(
         groups = [
             Group(
                 question_id=question_id,
-                student_prompt=prompts(index[question_id]),
+                student_prompt=prompts(prompts.questions.find(question_id)),
                 teacher_prompt=None,
                 responses=tuple(
                     Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own

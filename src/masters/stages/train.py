@@ -56,7 +56,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         )
     torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened, student = open_student(spec, context)
     teacher_model = _open_teacher_model(spec, context)
     both = pair(opened, teacher_model)
