@@ -84,7 +84,7 @@ class Drafts:
         """The model in ``role``: as it came, or as a phase that was drafted left it."""
         if version.phase is not None:
             return ModelRef(role=role), {role: self.ends[version.phase]}
-        source = self._source(version.model)
+        source = self.source(version.model)
         if source.tiny is None:
             return ModelRef(path=source.path, revision=source.revision), {}
         name = f"model/{source.name}"
@@ -93,7 +93,8 @@ class Drafts:
             self.add(name, self._taught(name, source.tiny, source.sft), {})
         return ModelRef(role=role), {role: name}
 
-    def _source(self, name: str) -> ModelSource:
+    def source(self, name: str) -> ModelSource:
+        """What the recipe says of the model of that name."""
         models = self.recipe.models
         if name == STUDENT:
             return models.student

@@ -59,6 +59,7 @@ def _evaluate(
     reference, inputs = model
     spec = EvaluateSpec(
         model=reference,
+        side="teacher" if name.startswith("teacher-") else "student",
         checkpoint="best" if checkpoint == "best" else "last",
         data=limited(recipe.data.test, recipe.data.limit, recipe.evaluation.questions),
         prompt=recipe.prompt,

@@ -185,6 +185,7 @@ class _Phase:
             inputs |= teacher_inputs
         else:
             inputs.pop("thresholds", None)
+        source = drafts.source(self.learner.model)
         name = f"train/{self.name}{stretch.suffix}"
         spec = TrainSpec(
             name=name,
@@ -204,5 +205,7 @@ class _Phase:
             validation=drafts.watched(recipe.validation.every, recipe.data.limit),
             carry_optimiser=stretch.start > 0,
             max_new_tokens=method.responses.max_new_tokens,
+            freeze=source.freeze,
+            lora=source.lora,
         )
         return drafts.add(name, spec, inputs)

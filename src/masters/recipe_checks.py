@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from masters import lineage
 from masters.errors import RecipeError
 from masters.lineage import MARK, STUDENT
+from masters.parts import PARTS
 from masters.ratios import mask_ratios
 
 if TYPE_CHECKING:
@@ -75,8 +76,26 @@ def _teachers_named(recipe: Recipe) -> None:
                 f"is {teacher.name!r}, which is taken; expected every model to have its own",
             )
         names.add(teacher.name)
+        trained = any(phase.student == teacher.name for phase in recipe.method.phases)
+        for key in ("freeze", "lora"):
+            if getattr(teacher, key) and not trained:
+                raise _wrong(
+                    ("models", "teachers", index, key),
+                    "is set, but no phase trains this teacher; expected it with what is trained",
+                )
+        _left_to_train(teacher, ("models", "teachers", index))
+    _left_to_train(recipe.models.student, ("models", "student"))
     if recipe.models.student.name != STUDENT:
         raise _wrong(("models", "student", "name"), "cannot be chosen; expected it left out")
+
+
+def _left_to_train(model: ModelSource, where: tuple[str | int, ...]) -> None:
+    at = (*where, "freeze")
+    if set(model.freeze) == set(PARTS):
+        raise _wrong(at, "names every part; expected one that is left to train")
+    both = [part for part in model.freeze if model.lora and part in model.lora.parts]
+    if both:
+        raise _wrong(at, f"names {both[0]}, which lora.parts adapts; expected one of the two")
 
 
 def _available(method: Method) -> None:

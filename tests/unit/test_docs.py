@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +18,7 @@ from PIL import Image
 import masters.run
 from masters.calibration.teacher import find_subject
 from masters.cli import app
-from masters.data.jsonl import read_jsonl
-from masters.data.llava import read_llava
+from masters.data.sources import open_questions
 from masters.plan import Plan, make_plan
 from masters.recipe import Recipe, load_recipe, resolved_yaml
 
@@ -27,7 +26,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("architecture", "calibrate", "data", "decisions", "methods")),
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+        )
+    ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCE = ROOT / "src" / "masters"
@@ -153,11 +157,13 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     for text in blocks(page, "jsonl"):
         (tmp_path / "rows.jsonl").write_text(text)
-        assert len(read_jsonl(tmp_path / "rows.jsonl")) == len(text.splitlines())
+        source = SimpleNamespace(kind="jsonl", path=str(tmp_path / "rows.jsonl"))
+        assert len(open_questions(source)) == len(text.splitlines())
     for text in blocks(page, "json"):
         (tmp_path / "rows.json").write_text(text)
         turns = sum(len(row["conversations"]) for row in json.loads(text))
-        assert len(read_llava(tmp_path / "rows.json")) == turns // 2
+        source = SimpleNamespace(kind="llava", path=str(tmp_path / "rows.json"))
+        assert len(open_questions(source)) == turns // 2
 
 
 @pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))

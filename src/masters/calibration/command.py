@@ -193,8 +193,10 @@ class _Work:
             self._measuring.progress = progress
             return self._measuring
         from masters.calibration.measuring import Answers, Asking, Measuring
+        from masters.models.load import DTYPES
         from masters.run import quiet_libraries
-        from masters.stages.opening import Prompts, check_sees_image, open_model
+        from masters.stages.opening import Prompts, open_model
+        from masters.stages.sight import check_sees_image
         from masters.teachers.measuring import measure_thresholds
         from masters.workers import configure
 
@@ -202,9 +204,11 @@ class _Work:
         quiet_libraries()
         configure(recipe.runtime)
         precision = recipe.method.optimiser.precision
-        opened = open_model(self.model, recipe.prompt, recipe.runtime, precision=precision)
+        opened = open_model(
+            self.model, recipe.prompt, recipe.runtime, precision=precision, teacher=True
+        )
         prompts = Prompts(self.questions, opened.processor, recipe.prompt)
-        check_sees_image(opened, prompts, role="teacher")
+        check_sees_image(opened, prompts, role="teacher", precision=DTYPES[precision])
         thresholds = measure_thresholds(
             self.model, self.all_ratios, progress=progress, **self.scope
         )
