@@ -13,6 +13,8 @@ from masters.errors import StageError
 from masters.stages.responses_index import ResponseIndex
 
 RATIOS = (0, 500, 2000, 10_000)
+#: A vocabulary that leaves no token out.
+WORDS: dict[str, Any] = {"vocabulary": 1 << 30, "banned": ()}
 IDS = ("b", "a", "ä", "aa", "z-10", "z-9", "")
 
 
@@ -58,7 +60,7 @@ def _store(folder: Path, rows: list[dict[str, Any]]) -> tuple[Path, Path, Path]:
 
 def test_every_group_is_what_was_stored(tmp_path: Path) -> None:
     rows = _rows()
-    index = ResponseIndex(*_store(tmp_path, rows), limit=4)
+    index = ResponseIndex(*_store(tmp_path, rows), limit=4, **WORDS)
     for name in IDS:
         for ratio in RATIOS:
             places = [
@@ -80,7 +82,7 @@ def test_every_group_is_what_was_stored(tmp_path: Path) -> None:
 
 def test_without_verdicts_and_scores(tmp_path: Path) -> None:
     folder, _, _ = _store(tmp_path, _rows())
-    index = ResponseIndex(folder, None, None, limit=100)
+    index = ResponseIndex(folder, None, None, limit=100, **WORDS)
     assert (index.missing, index.too_long) == (0, 0)
     found = [response for name in IDS for ratio in RATIOS for response in index.get(name, ratio)]
     assert len(found) == len(IDS) * len(RATIOS) * 3 - index.empty
@@ -89,7 +91,7 @@ def test_without_verdicts_and_scores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "ratio"), [("zz", 0), ("A", 0), ("a", 501), ("a", 9_999)])
 def test_what_was_not_stored(name: str, ratio: int, tmp_path: Path) -> None:
-    index = ResponseIndex(*_store(tmp_path, _rows()), limit=4)
+    index = ResponseIndex(*_store(tmp_path, _rows()), limit=4, **WORDS)
     with pytest.raises(
         StageError, match=f"no response to question {name} at masking ratio {ratio}/"
     ):
@@ -101,6 +103,6 @@ def test_scores_of_other_responses(tmp_path: Path) -> None:
     folder, rewards, scores = _store(tmp_path, rows)
     other, _, _ = _store(tmp_path / "other", rows[::-1])
     with pytest.raises(StageError, match="its rows are not those of the responses"):
-        ResponseIndex(other, rewards, None, limit=4)
+        ResponseIndex(other, rewards, None, limit=4, **WORDS)
     with pytest.raises(StageError, match="its rows are not those of the responses"):
-        ResponseIndex(other, None, scores, limit=4)
+        ResponseIndex(other, None, scores, limit=4, **WORDS)
