@@ -26,7 +26,7 @@ _MODEL_TEXTS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_NOT_CONTENT = frozenset({"name"})
+_NOT_CONTENT = frozenset({"name", "side"})
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _LARGEST_HEADER = 100 * 2**20
 

@@ -337,6 +337,8 @@ class _Drafting:
             validation=self.watched(recipe.validation.every, recipe.data.limit),
             carry_optimiser=stretch.start > 0,
             max_new_tokens=method.responses.max_new_tokens,
+            freeze=recipe.models.student.freeze,
+            lora=recipe.models.student.lora,
         )
         return self.add(name, spec, inputs)
 
@@ -397,6 +399,7 @@ class _Drafting:
         reference, inputs = model
         spec = EvaluateSpec(
             model=reference,
+            side="teacher" if name.startswith("teacher-") else "student",
             checkpoint="best" if checkpoint == "best" else "last",
             data=limited(recipe.data.test, recipe.data.limit, recipe.evaluation.questions),
             prompt=recipe.prompt,

@@ -71,6 +71,22 @@ class Sft(Section):
     """Validate every so many steps; null: ten times in all."""
 
 
+class Lora(Section):
+    """Low-rank adapters in place of the student's own weights: package peft.
+
+    Only they are trained; at the end of each phase they are merged into the student.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    """The adapters' weight, over the rank: W + alpha / rank * B A."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("language",)
+    """Which parts of the student get adapters."""
+    targets: tuple[str, ...] = ()
+    """Patterns of module names; empty: every Linear layer of those parts. Never the head."""
+
+
 class ModelSource(Section):
     """A model from a folder or the hub (``path``), or a tiny one made on the spot (``tiny``)."""
 
@@ -84,6 +100,10 @@ class ModelSource(Section):
     """A preset of a tiny model with the architecture of a real one."""
     sft: Sft | None = None
     """How the tiny model is taught; it becomes a train stage of its own."""
+    freeze: tuple[Part, ...] = ()
+    """Parts of the student that keep their weights; the output head counts as language."""
+    lora: Lora | None = None
+    """Train low-rank adapters only, of the student; null: the weights themselves."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSource:
@@ -248,7 +268,9 @@ class Optimiser(Section):
     weight_decay: NotNegative = 0.0
     clip_norm: Positive = 1.0
     precision: Precision = "bf16"
-    """Compute precision; trained weights and moments are fp32 always."""
+    """Compute precision; trained weights are fp32 always."""
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """Adam's two moments: 8bit takes 2 bytes a trained parameter, not 8 (package bitsandbytes)."""
     betas: tuple[Unit, Unit] = (0.9, 0.999)
     eps: Positive = 1e-8
     schedule: Literal["constant", "linear"] = "constant"
@@ -308,6 +330,9 @@ class Runtime(Section):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:0 ..."""
+    teacher_device: str = Field(default="same", pattern=r"^(same|cpu|offload|cuda(:[0-9]+)?)$")
+    """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
+    device, its layers kept in the host's memory and brought over when they run."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None
@@ -316,7 +341,8 @@ class Runtime(Section):
     """Questions in one forward and backward pass."""
     generation_batch: Count = 64
     """Responses generated (or questions answered) at a time."""
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """flash_attention_2: package flash-attn, a CUDA device and bf16."""
     checkpoint_every: Count = 200
     """Optimiser steps between checkpoints."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic_core import PydanticCustomError
 
 from masters.errors import RecipeError
+from masters.parts import PARTS
 from masters.ratios import mask_ratios
 
 if TYPE_CHECKING:
@@ -71,8 +72,26 @@ def _teachers_named(recipe: Recipe) -> None:
                 f"is {teacher.name!r}, which is taken; expected every model to have its own",
             )
         names.add(teacher.name)
+        for key in ("freeze", "lora"):
+            if getattr(teacher, key):
+                raise _wrong(
+                    ("models", "teachers", index, key),
+                    "is set, but teachers are never trained; expected it with the student only",
+                )
+    _left_to_train(recipe.models.student)
     if recipe.models.student.name != "student":
         raise _wrong(("models", "student", "name"), "cannot be chosen; expected it left out")
+
+
+def _left_to_train(student: ModelSource) -> None:
+    at = ("models", "student", "freeze")
+    if set(student.freeze) == set(PARTS):
+        raise _wrong(at, "names every part; expected one that is left to train")
+    both = [part for part in student.freeze if student.lora and part in student.lora.parts]
+    if both:
+        raise _wrong(
+            at, f"names {both[0]}, which models.student.lora.parts adapts; expected one of the two"
+        )
 
 
 def _available(method: Method) -> None:

@@ -34,6 +34,7 @@ from masters.specs import (
     MaskSpec,
     ReportSpec,
     ScoreSpec,
+    StageSpec,
     TinyInit,
     TrainSpec,
 )
@@ -61,8 +62,18 @@ PRELOAD = (
 
 def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
     """Runs one stage; returns the metrics its record keeps."""
-    if not isinstance(spec, ReportSpec):
-        configure(context.runtime)
+    if isinstance(spec, ReportSpec):
+        from masters.stages import report
+
+        return report.run(spec, context)
+    configure(context.runtime)
+    from masters.stages.out_of_memory import explained
+
+    with explained(spec, context.runtime):
+        return _computed(spec, context)
+
+
+def _computed(spec: StageSpec, context: StageContext) -> Mapping[str, Any]:
     match spec:
         case TrainSpec():
             from masters.stages import train
@@ -88,10 +99,6 @@ def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
             from masters.stages import evaluate
 
             return evaluate.run(spec, context)
-        case ReportSpec():
-            from masters.stages import report
-
-            return report.run(spec, context)
         case _:
             assert_never(spec)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from masters.errors import ModelError
+from masters.models.memory import is_out_of_memory
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,6 +62,8 @@ def load_model(
         )
         model, report = loaded
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{path}: the model could not be loaded: {error}") from error
     absent = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if absent:
@@ -128,14 +131,17 @@ def _processor_without_video(path: str, revision: str | None) -> Any:
     return WithoutVideo(images, tokenizer, video, chat_template=tokenizer.chat_template)
 
 
-def save_model(model: Any, folder: Path, *, source: Path | None) -> None:
+def save_model(
+    model: Any, folder: Path, *, source: Path | None, state: dict[str, Any] | None = None
+) -> None:
     """Writes an ordinary transformers folder: weights, and everything else as the source has it.
 
     Processor, tokenizer, chat template and generation configuration are copied from ``source`` file
-    by file, so nothing this machine lacks (torchvision, say) can change them.
+    by file, so nothing this machine lacks (torchvision, say) can change them. ``state`` is written
+    instead of the model's own tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     if source is None:
         return
     for file in sorted(source.iterdir()):

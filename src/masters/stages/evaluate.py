@@ -13,6 +13,7 @@ from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES
+from masters.models.memory import doing
 from masters.rewards.verifiers import verify
 from masters.specs import EvaluateSpec
 from masters.stages.opening import (
@@ -37,6 +38,7 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
         spec.prompt,
         context.runtime,
         precision=spec.precision,
+        teacher=spec.side == "teacher",
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
@@ -58,7 +60,8 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
             if not path.exists():
                 teacher.set_ratio(ratio)
                 stop = min(start + SHARD, len(questions))
-                rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
+                with doing("generating answers"):
+                    rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)

@@ -13,6 +13,7 @@ from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
 from masters.generation.engine import Request, TransformersEngine
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.load import DTYPES
+from masters.models.memory import doing
 from masters.specs import GenerateSpec
 from masters.stages.opening import (
     Prompts,
@@ -32,6 +33,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         spec.prompt,
         context.runtime,
         precision=spec.precision,
+        teacher=spec.source == "teacher",
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
@@ -57,7 +59,10 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
             for ratio in dict.fromkeys(ratio for _, ratio in part):
                 teacher.set_ratio(ratio)
                 same = [index for index, r in part if r == ratio]
-                rows += _respond(spec, engine, prompts, questions, same, ratio, str(opened.folder))
+                with doing("generating responses"):
+                    rows += _respond(
+                        spec, engine, prompts, questions, same, ratio, str(opened.folder)
+                    )
             write_shard(path, rows, RESPONSES)
         tokens += sum(len(row["token_ids"]) for row in rows)
         cut += sum(row["finish"] == "length" for row in rows)

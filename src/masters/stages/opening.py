@@ -17,6 +17,7 @@ from masters.errors import ModelError
 from masters.generation.engine import Completion, Engine, Request
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.checkpoint import checkpoint_tensors
+from masters.models.devices import check_attention, find_device
 from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, fit_pixels
 from masters.models.load import (
     DTYPES,
@@ -27,6 +28,8 @@ from masters.models.load import (
     local_folder,
     token_ids,
 )
+from masters.models.memory import doing
+from masters.models.offload import stream_blocks
 from masters.recipe import Prompt, Runtime
 from masters.specs import ModelRef
 from masters.teachers.masked import MaskedTeacher
@@ -45,11 +48,11 @@ class OpenedModel:
     folder: Path
 
 
-def device_of(runtime: Runtime) -> torch.device:
-    """The device a stage runs on; ``auto`` is cuda where there is one, else cpu."""
-    if runtime.device != "auto":
-        return torch.device(runtime.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(runtime: Runtime, *, teacher: bool = False) -> torch.device:
+    """The device that a stage's model computes on; a teacher may have its own."""
+    if teacher and runtime.teacher_device not in ("same", "offload"):
+        return find_device(runtime.teacher_device, key="runtime.teacher_device")
+    return find_device(runtime.device, key="runtime.device")
 
 
 def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str = "last") -> Path:
@@ -62,14 +65,32 @@ def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str =
 
 
 def open_model(
-    folder: Path, prompt: Prompt, runtime: Runtime, *, precision: str, trained: bool = False
+    folder: Path,
+    prompt: Prompt,
+    runtime: Runtime,
+    *,
+    precision: str,
+    trained: bool = False,
+    teacher: bool = False,
 ) -> OpenedModel:
-    """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32."""
+    """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32.
+
+    A frozen one is read through a map of its files, so the host holds no copy of what goes to a
+    device. ``teacher``: ``runtime.teacher_device`` says where it computes.
+    """
     checkpoint_tensors(folder)  # a file that is cut is named before it is loaded
-    dtype = torch.float32 if trained else DTYPES[precision]
-    model = load_model(
-        str(folder), dtype=dtype, device=device_of(runtime), attention=runtime.attention
-    )
+    device = device_of(runtime, teacher=teacher)
+    check_attention(runtime.attention, device, DTYPES[precision])
+    streamed = teacher and runtime.teacher_device == "offload"
+    with doing(f"loading the {'teacher' if teacher else 'model'} {folder}"):
+        model = load_model(
+            str(folder),
+            dtype=torch.float32 if trained else DTYPES[precision],
+            device="cpu" if streamed else device,
+            attention=runtime.attention,
+        )
+        if streamed:
+            stream_blocks(model, device)
     check_head(model)
     processor = load_processor(str(folder), backend=prompt.image_backend)
     return OpenedModel(

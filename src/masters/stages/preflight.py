@@ -16,8 +16,9 @@ from masters.specs import ModelRef, StageSpec, TrainSpec
 def check(specs: Iterable[StageSpec]) -> None:
     """Looks at every data set and every model on disk that these stages will open.
 
-    Images are decoded, models must be whole vision-language checkpoints, and a teacher must share
-    its student's vocabulary. Models of the hub are looked at by the stage that opens them.
+    Images are decoded, models must be whole vision-language checkpoints, a teacher must share its
+    student's vocabulary, and what is to be trained of a student must be there. Models of the hub
+    are looked at by the stage that opens them.
 
     Raises:
         DataError, ModelError: the first thing that a stage would fail on.
@@ -39,6 +40,7 @@ def check(specs: Iterable[StageSpec]) -> None:
     for spec in specs:
         if isinstance(spec, TrainSpec):
             _shared_vocabulary(spec)
+            _trainable(spec)
 
 
 def _parts(value: object) -> Iterable[BaseModel]:
@@ -61,6 +63,13 @@ def _whole_vlm(folder: Path) -> None:
 
     load_config(str(folder))
     checkpoint_tensors(folder)
+
+
+def _trainable(spec: TrainSpec) -> None:
+    if spec.lora is not None or spec.freeze or spec.optimiser.moments != "fp32":
+        from masters.stages.trained_student import check_settings
+
+        check_settings(spec)
 
 
 def _shared_vocabulary(spec: TrainSpec) -> None:

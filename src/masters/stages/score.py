@@ -12,6 +12,7 @@ from masters.artifacts import StageContext
 from masters.data.sources import open_questions
 from masters.data.tables import KEY_COLUMNS, RESPONSES, SCORES, list_shards, read_shard, write_shard
 from masters.models.load import DTYPES
+from masters.models.memory import doing
 from masters.specs import ScoreSpec
 from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
 from masters.training.groups import Group, Response, make_rows
@@ -43,7 +44,8 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
         path = context.folder / "scores" / shard.name
         if not path.exists():
             rows = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]).to_pylist()
-            scored = _score(rows, index, student, opened, prompts, context)
+            with doing("scoring responses"):
+                scored = _score(rows, index, student, opened, prompts, context)
             write_shard(path, scored, SCORES)
         lengths = read_shard(path, SCORES).column("reference_logprobs").to_pylist()
         tokens += sum(len(row) for row in lengths)

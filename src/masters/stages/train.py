@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, assert_never
 
 import torch
@@ -14,16 +12,14 @@ import torch
 from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
-from masters.data.scenes import scene_vocabulary
 from masters.data.sources import open_questions, verify_images
 from masters.errors import StageError
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES, check_shared_vocabulary
-from masters.models.tiny import write_tiny_model
 from masters.recipe import Grpo, Jsd, Nll
 from masters.rewards.verifiers import verify
-from masters.specs import TinyInit, TrainSpec, ValidationSpec
+from masters.specs import TrainSpec, ValidationSpec
 from masters.stages.opening import (
     OpenedModel,
     Prompts,
@@ -35,8 +31,9 @@ from masters.stages.opening import (
     open_teacher,
 )
 from masters.stages.responses_index import ResponseIndex
+from masters.stages.trained_student import open_student
 from masters.training.groups import LABEL, Group, Response
-from masters.training.loop import LoopSettings, OptimiserSettings, Trainer
+from masters.training.loop import LoopSettings, Trainer
 from masters.training.objective import (
     GrpoTerm,
     JsdTerm,
@@ -45,11 +42,9 @@ from masters.training.objective import (
     Term,
     needs,
 )
+from masters.training.optimiser import OptimiserSettings
 from masters.training.step import StepSettings
-from masters.training.student import Student
 from masters.training.trackers import open_trackers
-
-TOKENIZER_TEXTS = 2_000
 
 
 def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
@@ -61,17 +56,11 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
     verify_images(questions)
-    source = _initial_model(spec, context)
-    precision = spec.optimiser.precision
-    opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
-    checkpointing = context.runtime.gradient_checkpointing
-    if checkpointing is True or (checkpointing == "auto" and opened.model.device.type == "cuda"):
-        opened.model.gradient_checkpointing_enable({"use_reentrant": False})
+    opened, student = open_student(spec, context)
     teacher_model = _open_teacher_model(spec, context, opened)
     groups = PlannedGroups(spec, context, questions, opened, teacher_model)
     terms = tuple(_term(term) for term in spec.objective)
     jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
-    student = Student(opened.model, precision=DTYPES[precision]).train()
     vocabulary = opened.ids.vocabulary
     teacher = None if teacher_model is None else open_teacher(teacher_model, context)
     trainer = Trainer(
@@ -95,6 +84,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             eps=spec.optimiser.eps,
             schedule=spec.optimiser.schedule,
             warmup=spec.optimiser.warmup_steps,
+            moments=spec.optimiser.moments,
         ),
         loop=LoopSettings(
             start=spec.start,
@@ -105,7 +95,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             workers=context.runtime.workers,
         ),
         folder=context.folder,
-        source=source,
+        source=opened.folder,
         validate=_validator(spec, spec.validation, opened, context),
         progress=context.progress,
         trackers=open_trackers(context.runtime.trackers, context.folder),
@@ -114,32 +104,6 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")
     metrics = trainer.run()
     return {**metrics, **groups.left_out(), "skipped_rows": questions.skipped}
-
-
-def _initial_model(spec: TrainSpec, context: StageContext) -> Path:
-    match spec.init:
-        case TinyInit():
-            folder = context.folder / "init"
-            if not folder.exists():
-                partial = context.folder / ".init.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                texts = _texts(spec.init)
-                write_tiny_model(partial, spec.init.preset, seed=spec.init.seed, texts=texts)
-                partial.rename(folder)
-            return folder
-        case _:
-            return model_folder(spec.init, context.inputs)
-
-
-def _texts(init: TinyInit) -> list[str]:
-    """What a tiny model's tokenizer is trained on: the same texts for teacher and student."""
-    if init.texts.kind == "scenes":
-        return scene_vocabulary()
-    questions = open_questions(init.texts)
-    texts: dict[str, None] = {}
-    for i in range(min(TOKENIZER_TEXTS, len(questions))):
-        texts.update(dict.fromkeys((questions[i].text, questions[i].label or "")))
-    return list(texts)
 
 
 def _open_teacher_model(
@@ -152,6 +116,7 @@ def _open_teacher_model(
         spec.prompt,
         context.runtime,
         precision=spec.optimiser.precision,
+        teacher=True,
     )
     check_shared_vocabulary(opened.processor, student.processor)
     return opened

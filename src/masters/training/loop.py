@@ -17,6 +17,8 @@ import torch
 
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds, save_model
+from masters.models.lora import save_adapter
+from masters.models.memory import doing
 from masters.teachers.masked import MaskedTeacher
 from masters.training.checkpoints import (
     Position,
@@ -28,6 +30,7 @@ from masters.training.checkpoints import (
 )
 from masters.training.groups import Group
 from masters.training.objective import StepSums
+from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
 from masters.training.step import StepSettings, accumulate, apply_gradient
 from masters.training.student import Student
 from masters.training.trackers import Tracker
@@ -43,18 +46,6 @@ class Curriculum(Protocol):
     def groups(self, iteration: int) -> tuple[list[Group], int]:
         """The kept groups of an iteration and how many were dropped."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserSettings:
-    """AdamW on float32 weights: rate, decay, moments, schedule."""
-
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    schedule: str
-    warmup: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,26 +66,6 @@ class LoopSettings:
     checkpoint_every: int
     validate_every: int
     workers: int
-
-
-def make_optimiser(student: torch.nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over everything trained."""
-    return torch.optim.AdamW(
-        [p for p in student.parameters() if p.requires_grad],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def learning_rate(step: int, total: int, settings: OptimiserSettings) -> float:
-    """Rate of step ``step`` (0-based): linear warm-up, then constant or linear to 0."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * (total - step) / max(1, total - settings.warmup)
 
 
 class Trainer:
@@ -204,16 +175,18 @@ class Trainer:
     def _step(self, i: int, groups: list[Group], sums: StepSums) -> float:
         """One optimiser step; returns the gradient norm before clipping."""
         try:
-            accumulate(
-                self.student,
-                self.teacher,
-                groups,
-                ids=self.ids,
-                settings=self.step,
-                questions=len(groups),
-                sums=sums,
-            )
-            return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+            with doing(f"training on step {i + 1}"):
+                accumulate(
+                    self.student,
+                    self.teacher,
+                    groups,
+                    ids=self.ids,
+                    settings=self.step,
+                    questions=len(groups),
+                    sums=sums,
+                )
+            with doing(f"updating the weights in step {i + 1}"):
+                return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
         except NonFiniteLossError as error:
             # Nothing of this step was applied: what came before it is worth keeping.
             self.optimiser.zero_grad(set_to_none=True)
@@ -252,7 +225,8 @@ class Trainer:
     def _validate(self, done: int) -> None:
         assert self.validate is not None
         self.student.eval()
-        accuracy, low, high, n = self.validate(self.student.vlm)
+        with doing(f"validating after step {self.loop.start + done}"):
+            accuracy, low, high, n = self.validate(self.student.vlm)
         self.student.train()
         row = {
             "step": self.loop.start + done,
@@ -268,9 +242,16 @@ class Trainer:
             self._export("best")
 
     def _export(self, name: str) -> None:
+        state = self.student.plain_state()
+        self._place(
+            name, lambda to: save_model(self.student.vlm, to, source=self.source, state=state)
+        )
+
+    def _place(self, name: str, write: Callable[[Path], None]) -> None:
+        """Has ``write`` fill a folder that takes its name when it is whole and on disk."""
         partial = self.folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        save_model(self.student.vlm, partial, source=self.source)
+        write(partial)
         for file in partial.iterdir():
             sync(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -278,6 +259,8 @@ class Trainer:
 
     def _finish(self, steps: int) -> dict[str, Any]:
         self._export("model")
+        if self.student.adapted:
+            self._place("adapter", lambda to: save_adapter(self.student.vlm, to))
         if self.best is None:
             shutil.rmtree(self.folder / "best", ignore_errors=True)
         save_state(self.optimiser.state_dict(), self.folder / "optimiser.pt")

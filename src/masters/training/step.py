@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds
+from masters.models.memory import doing
 from masters.teachers.masked import MaskedTeacher
 from masters.training.groups import Group, Rows, make_rows
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
@@ -47,8 +49,22 @@ def teacher_states(
     """The teacher's hidden states [N, D_T] for the response tokens, on the student's device."""
     device = teacher.model.device
     inputs, column_N = rows.inputs(teacher=True, pad=ids.pad, device=device)
-    with autocast(device, precision):
+    with doing("running the teacher"), autocast(device, precision):
         return response_states(teacher.model, inputs, rows.row_N.to(device), column_N).to(home)
+
+
+#: Output heads of teachers that live on another device than their student; no mask touches a head.
+_HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+
+
+def teacher_head(teacher: MaskedTeacher, home: torch.device) -> torch.Tensor:
+    """The teacher's output head [V, D_T] on the student's device, brought there once."""
+    head: Any = teacher.model.get_output_embeddings()
+    if head.weight.device == home:
+        return head.weight
+    if head not in _HEADS or _HEADS[head].device != home:
+        _HEADS[head] = head.weight.detach().to(home)
+    return _HEADS[head]
 
 
 def accumulate(
@@ -90,7 +106,7 @@ def accumulate(
         hidden_T = head_T = None
         if teacher is not None:
             hidden_T = teacher_states(teacher, rows, ids, inner.precision, device)
-            head_T = teacher.model.get_output_embeddings().weight.to(device)
+            head_T = teacher_head(teacher, device)
         jsd_N, logp_N = student(
             inputs, rows.row_N, column_N, rows.targets_N, hidden_T, head_T, score
         )
