@@ -92,14 +92,17 @@ def _group_forward(query, key, value, out, sums, group: GroupSpan, scale: float)
     q, k, v = (x[row : row + 1] for x in (query, key, value))
     own = slice(start, stop)
     out[row, :, own], sums[row, :, own] = _flash(
-        q[:, :, own], k[:, :, own], v[:, :, own], True, scale
+        q[:, :, own], k[:, :, own], v[:, :, own], causal=True, scale=scale
     )
     if not group.responses:
         return
     rest = slice(stop, end)
-    first, first_sum = _flash(q[:, :, rest], k[:, :, own], v[:, :, own], False, scale)
+    first, first_sum = _flash(
+        q[:, :, rest], k[:, :, own], v[:, :, own], causal=False, scale=scale
+    )
     fold = _Fold(group, query.device)
-    second, second_sum = _flash(*(fold(x[:, :, rest]) for x in (q, k, v)), True, scale)
+    folded = (fold(x[:, :, rest]) for x in (q, k, v))
+    second, second_sum = _flash(*folded, causal=True, scale=scale)
     second, second_sum = fold.back(second), fold.back(second_sum[..., None])[..., 0]
     total = torch.logaddexp(first_sum, second_sum)
     share, other = (first_sum - total).exp(), (second_sum - total).exp()
@@ -118,19 +121,20 @@ def _group_backward(grad, query, key, value, out, sums, grads, group: GroupSpan,
         return x[:, :, where].contiguous()
 
     d_query[:, :, own], d_key[:, :, own], d_value[:, :, own] = _flash_backward(
-        *(part(x, own) for x in (g, q, k, v, o, s)), True, scale
+        *(part(x, own) for x in (g, q, k, v, o, s)), causal=True, scale=scale
     )
     if not group.responses:
         return
     on_prompt = _flash_backward(
         part(g, rest), part(q, rest), part(k, own), part(v, own), part(o, rest), part(s, rest),
-        False, scale,
+        causal=False, scale=scale,
     )  # fmt: skip
     fold = _Fold(group, query.device)
     folded = [fold(part(x, rest)) for x in (g, q, k, v, o)]
     folded[0] = folded[0] * fold.real
     folded_sums = fold(part(s, rest)[..., None])[..., 0].contiguous()
-    on_itself = _flash_backward(*folded, folded_sums, True, scale)
+    g, q, k, v, o = folded
+    on_itself = _flash_backward(g, q, k, v, o, folded_sums, causal=True, scale=scale)
     d_query[:, :, rest] = on_prompt[0] + fold.back(on_itself[0])
     d_key[:, :, own] += on_prompt[1]
     d_value[:, :, own] += on_prompt[2]
@@ -159,7 +163,7 @@ class _Fold:
         return x_GHRD.transpose(1, 2)[self._real_GR].transpose(0, 1)[None]
 
 
-def _flash(q, k, v, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _flash(q, k, v, *, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(output [B, H, T, D], log-sum-exp [B, H, T]) of unmasked or causal attention."""
     out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=None, scale=scale
@@ -167,7 +171,7 @@ def _flash(q, k, v, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Ten
     return out, sums
 
 
-def _flash_backward(g, q, k, v, out, sums, causal: bool, scale: float):
+def _flash_backward(g, q, k, v, out, sums, *, causal: bool, scale: float):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         g, q, k, v, out, sums, 0.0, causal, attn_mask=None, scale=scale
     )

@@ -169,7 +169,7 @@ def attention_masks(
 
 def other_layers(config: Any) -> set[str]:
     """The kinds of a language model's layers that are no softmax attention."""
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds: set[str] = set(getattr(config, "layer_types", None) or ())
     return kinds - {"full_attention", "sliding_attention"}
 
 
