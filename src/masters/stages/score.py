@@ -15,6 +15,7 @@ from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.specs import ScoreSpec
 from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
+from masters.training.group_forward import Form, first_use, group_inputs
 from masters.training.groups import Group, Response, make_rows
 from masters.training.student import Student
 from masters.training.token_scores import ScoreSettings
@@ -67,6 +68,7 @@ def _score(
     settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
     size = context.runtime.micro_batch_questions
     device = opened.model.device
+    form: Form | None = None
     scored = []
     for start in range(0, len(by_question), size):
         part = by_question[start : start + size]
@@ -81,9 +83,16 @@ def _score(
             )
             for question_id, own in part
         ]
+        if form is None:
+            form = first_use(
+                opened.model, groups, context.runtime.group_forward, teacher=False,
+                pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
+            ).form  # fmt: skip
         batch = make_rows(groups).to(device)
-        inputs, column_N = batch.inputs(teacher=False, pad=opened.ids.pad, device=device)
-        _, logp_N = student(inputs, batch.row_N, column_N, batch.targets_N, None, None, settings)
+        inputs, row_N, column_N = group_inputs(
+            opened.model, batch, form=form, teacher=False, pad=opened.ids.pad, device=device
+        )
+        _, logp_N = student(inputs, row_N, column_N, batch.targets_N, None, None, settings)
         values = logp_N.tolist()
         for g, (_, own) in enumerate(part):
             for j, row in enumerate(own):

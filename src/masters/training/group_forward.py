@@ -62,6 +62,12 @@ def group_inputs(
     return inputs, row_N, column_N
 
 
+def make_ready(vlm: Any, form: Form) -> None:
+    """Has the model's attention take what ``group_inputs`` gives it in this form."""
+    if form == "attention":
+        use_packed_attention(vlm)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What the first batch showed.
@@ -134,10 +140,11 @@ def first_use(
     rows = make_rows(looked_at)
     tokens = max((_packed_tokens(group, teacher) for group in groups), default=0)
     form, reason = choose_form(vlm, asked, tokens=tokens)
+    if len(rows.spans) == len(looked_at):  # nothing to share: one response a question
+        form, reason = "repeat", ""
     if form == "repeat":
         return _said(vlm, Verdict(form=form, asked=asked, difference=0, noise=0, reason=reason))
-    if form == "attention":
-        use_packed_attention(vlm)
+    make_ready(vlm, form)
 
     def scored(rows: Rows, form: Form) -> torch.Tensor:
         return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary)
