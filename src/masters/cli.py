@@ -199,6 +199,53 @@ def demo(
 
 
 @app.command()
+def calibrate(
+    teacher: Annotated[
+        str,
+        typer.Argument(help="A model folder, a stage's folder, a hub name, or a recipe."),
+    ],
+    questions: Annotated[
+        str | None,
+        typer.Option(help="Held-out questions, as data.test takes them; a recipe's validation."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--teacher", help="Which of the recipe's teachers.")
+    ] = None,
+    ratios: Annotated[
+        str, typer.Option(help="Ratios to test, parted by commas.")
+    ] = "0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.7",
+    sample: Annotated[int, typer.Option(help="Questions at most.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    tolerance: Annotated[float, typer.Option(help="How much accuracy may be lost.")] = 0.02,
+    per: Annotated[
+        list[str] | None,
+        typer.Option(help="Sensitivity too, by part, block or layer. Repeatable; costs time."),
+    ] = None,
+    per_ratio: Annotated[
+        str | None, typer.Option(help="The ratio of --per; the recommended one if not given.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the whole recipe with the result to a new file.")
+    ] = None,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+) -> None:
+    """The largest mask that keeps a teacher working, as max_ratio and step."""
+    from masters.calibration.command import calibrate as measure
+    from masters.calibration.request import read_request
+
+    request = read_request(
+        ratios=ratios, sample=sample, seed=seed, tolerance=tolerance,
+        per=per or (), per_ratio=per_ratio, write=write,
+    )  # fmt: skip
+    measure(
+        teacher, request, name=name, questions=questions, profile=profile, overrides=set_ or (),
+        out=out, command=["masters", *sys.argv[1:]], console=Console(),
+    )  # fmt: skip
+
+
+@app.command()
 def show(
     stage: Annotated[
         str, typer.Argument(help="A stage's name, such as generate/0-teacher/student.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -62,7 +63,7 @@ class Contents:
         return self._data[key]
 
     def _open(self, source: DataSource, key: str) -> tuple[str, int]:
-        if not isinstance(source, ScenesSource) and not Path(source.path).exists():
+        if not isinstance(source, ScenesSource) and not _is_there(source.path):
             if self.count is None:
                 raise DataError(
                     f"{source.path}: no such file or folder; expected {source.kind} data. Correct "
@@ -109,6 +110,12 @@ class Contents:
         for file in weights:
             found[file.name] = [file.stat().st_size, hashlib.sha256(_header(file)).hexdigest()]
         return found
+
+
+def _is_there(path: str) -> bool:
+    """Whether a data source's path is on disk, or a pattern that something there fits."""
+    found = Path(path).expanduser()
+    return found.exists() or bool(glob.glob(str(found)))
 
 
 def stage_fingerprint(spec: StageSpec, inputs: Mapping[str, str], contents: Contents) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from masters import lineage
 from masters.plan import MaskStage, Plan, Stage
 from masters.ratios import ratio_text
 from masters.run import REPORT, report_is_done
@@ -60,12 +61,27 @@ def _line(plan: Plan, stage: Stage, width: int) -> Text:
 
 
 def _schedules(plan: Plan) -> list[RenderableType]:
-    """One table for all phases: which ratio for how many iterations and questions."""
-    table = Table("phase", "mask ratio", "iterations", "questions", box=None, pad_edge=False)
-    for phase, parts in groupby(plan.curriculum, key=lambda part: part.phase):
-        for number, part in enumerate(parts):
-            table.add_row(phase if number == 0 else "", *_cells(part))
-    return [Text(), table]
+    """One table for all phases: which ratio for how many iterations and questions.
+
+    Where there are several phases it also says who teaches and who learns, in which state.
+    """
+    phases = plan.recipe.method.phases
+    ladder = ("teacher", "who learns") if len(phases) > 1 else ()
+    heads = ("phase", *ladder, "mask ratio", "iterations", "questions")
+    table = Table(*heads, box=None, pad_edge=False)
+    states: dict[lineage.Version, None] = {}
+    stretches = groupby(plan.curriculum, key=lambda part: part.phase)
+    for index, (phase, parts) in enumerate(stretches):
+        teacher, learner = lineage.teacher(phases, index), lineage.learner(phases, index)
+        states |= dict.fromkeys(state for state in (teacher, learner) if state)
+        first = (phase, *((teacher.name if teacher else "none", learner.name) if ladder else ()))
+        for part in parts:
+            table.add_row(*first, *_cells(part))
+            first = ("",) * len(first)
+    later = [
+        f"{s.name}: {s.model} as phase {s.phase} left it" for s in states if s.phase is not None
+    ]
+    return [Text(), table, *([Text("; ".join(later), "dim")] if later else [])]
 
 
 def _cells(part: MaskStage) -> tuple[str, str, str]:

@@ -33,6 +33,7 @@ from masters.recipe_parts import DatasetsSource as DatasetsSource
 from masters.recipe_parts import JsonlSource as JsonlSource
 from masters.recipe_parts import LlavaSource as LlavaSource
 from masters.recipe_parts import ScenesSource as ScenesSource
+from masters.recipe_parts import WebdatasetSource as WebdatasetSource
 
 
 class Data(Section):
@@ -116,7 +117,7 @@ class Models(Section):
 
     student: ModelSource
     teachers: tuple[ModelSource, ...] = ()
-    """Smallest first. Each has a name that phases refer to."""
+    """Smallest first. Each has a name that phases refer to, as their teacher or as who learns."""
 
 
 class Prompt(Section):
@@ -164,7 +165,10 @@ class Phase(Section):
     """One place in the curriculum: a teacher and its masking schedule over the questions."""
 
     teacher: str | None = None
-    """The name of one of ``models.teachers``; null where the objective needs none."""
+    """The name of one of ``models.teachers``, or of the student once a phase has trained it: as it
+    stands when the phase begins; ``name@0`` means it as phase 0 left it. null: none is needed."""
+    student: str = "student"
+    """Who is trained: the student, or one of ``models.teachers`` that teaches in a later phase."""
     mask: Mask | None = None
     """null: the teacher is never masked."""
     epochs: Annotated[Exact, Field(gt=0)] = Decimal(1)
@@ -284,7 +288,7 @@ class Method(Section):
     seed: int = 0
     """Of plan, sampling and order; a tiny model's own seed is its own."""
     phases: tuple[Phase, ...] = Field(min_length=1)
-    """In order; the student is carried over."""
+    """In order; a model goes on from where the last phase that trained it left it."""
     responses: Responses = Responses()
     rewards: Rewards = Rewards()
     signal: Literal["live", "hidden", "topk"] = "live"
@@ -352,6 +356,9 @@ class Runtime(Section):
     """Optimiser steps between checkpoints."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations in the backward pass; auto: on a CUDA device."""
+    images_checked: Count | None = 20_000
+    """Images decoded before the work: all where a data set has no more, else those of so many
+    questions spread over it, and the others when their turn comes. null: always all."""
     workers: Whole = 2
     """Threads that prepare coming batches; 0: the trainer prepares them itself."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -157,7 +157,7 @@ def _run_plans(
     console: Console,
 ) -> None:
     _runnable(plans)
-    _quiet_libraries()
+    quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
     stages = [name for name in targets if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
@@ -167,7 +167,10 @@ def _run_plans(
             tidy(stage.folder)  # where a kill came between its record and this
         else:
             todo.append(task)
-    check(task.spec for task in todo)
+    opened = {stage.folder: plan.with_origins(stage) for plan in plans for stage in plan.stages}
+    checked = [plan.recipe.runtime.images_checked for plan in plans]
+    at_most = None if None in checked else max(n for n in checked if n is not None)
+    check((opened[task.folder] for task in todo), images_checked=at_most)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
@@ -398,7 +401,7 @@ def _failure(task: Task, text: str) -> str:
     )
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences the chatter of libraries in this process and its children."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name, value in {

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from masters import lineage
 from masters.curriculum import iterations
 from masters.models.checkpoint import checkpoint_tensors
 from masters.models.families import Family, family_of
 from masters.models.layers import maskable_layers, meta_model
 from masters.models.load import DTYPES, load_config
 from masters.models.tiny import SPECIAL_TOKENS, TINY_SIZES, VOCABULARY, tiny_config
+from masters.models.trainable import freeze_parts, lora_layers
 from masters.parts import PARTS
 from masters.phases import phase_name
 from masters.plan import Plan
@@ -26,7 +28,8 @@ from masters.specs import GenerateSpec, TrainSpec
 from masters.stages.generate import planned_pairs
 
 #: float32 weight, gradient and Adam's two moments: bytes of state for a trained parameter.
-TRAINED_BYTES = 16
+TRAINED_BYTES = {"fp32": 16, "8bit": 10}
+FROZEN_BYTES = 4
 #: Where a parameter lies that is in none of the three parts: the output head, mostly.
 OTHER = "other"
 
@@ -70,7 +73,8 @@ class ModelSize:
         head_rows: tokens that the output head scores, padding included.
         checkpoint_bytes: of the files that are here; else as the configuration's dtype stores it.
         masked: a teacher's, phase by phase; empty where no phase masks it.
-        training_bytes: the student's weights, gradients and moments.
+        training_bytes: the student's weights, gradients and moments, as much of it as is trained;
+            an assistant's too.
         memory_bytes: the teacher's weights in the compute precision.
     """
 
@@ -119,12 +123,26 @@ def plan_sizes(plan: Plan) -> PlanSizes:
         ModelError: a configuration cannot be read, or its architecture not be told.
     """
     recipe = plan.recipe
-    phases = [(phase_name(index, phase), phase) for index, phase in enumerate(recipe.method.phases)]
+    phases = recipe.method.phases
     precision = DTYPES[recipe.method.optimiser.precision]
-    models = [model_size(recipe.models.student, "student")]
+    moments = recipe.method.optimiser.moments
+    taught: dict[str, list[tuple[str, Phase]]] = {}
+    for index, phase in enumerate(phases):
+        if version := lineage.teacher(phases, index):
+            taught.setdefault(version.model, []).append((phase_name(index, phase), phase))
+    student = recipe.models.student
+    models = [model_size(student, "student", phases=taught.get(student.name, ()), moments=moments)]
     for teacher in recipe.models.teachers:
-        own = [(name, phase) for name, phase in phases if phase.teacher == teacher.name]
-        models.append(model_size(teacher, "teacher", phases=own, precision=precision))
+        models.append(
+            model_size(
+                teacher,
+                "teacher",
+                phases=taught.get(teacher.name, ()),
+                precision=precision,
+                moments=moments,
+                trained=any(phase.student == teacher.name for phase in phases),
+            )
+        )
     return PlanSizes(
         models=tuple(models),
         questions=plan.questions,
@@ -143,13 +161,17 @@ def model_size(
     *,
     phases: Sequence[tuple[str, Phase]] = (),
     precision: torch.dtype = torch.bfloat16,
+    moments: str = "fp32",
+    trained: bool = False,
 ) -> ModelSize:
     """The size of one model.
 
     Args:
         role: student or teacher.
-        phases: a teacher's, with their names.
+        phases: those in which it teaches, with their names.
         precision: that a teacher computes in.
+        moments: of its optimiser.
+        trained: a teacher that a phase trains first.
     """
     model, folder, stored = unloaded(source)
     parameters = dict(model.named_parameters())
@@ -175,9 +197,23 @@ def model_size(
             bytes=weight.numel() * stored.itemsize,
         ),
         masked=tuple(_masked(model, phases)),
-        training_bytes=total * TRAINED_BYTES if student else None,
+        training_bytes=_training_bytes(model, source, moments) if student or trained else None,
         memory_bytes=None if student else total * precision.itemsize,
     )
+
+
+def _training_bytes(model: Any, source: ModelSource, moments: str) -> int:
+    """Of a model on the meta device, whose parameters are marked as frozen or not."""
+    freeze_parts(model, source.freeze)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, own in sizes if own)
+    frozen = sum(size for size, own in sizes if not own)
+    if source.lora is not None:
+        frozen += trained
+        names = lora_layers(model, source.lora.parts, source.lora.targets)
+        layers = [model.get_submodule(name) for name in names]
+        trained = source.lora.rank * sum(one.in_features + one.out_features for one in layers)
+    return TRAINED_BYTES[moments] * trained + FROZEN_BYTES * frozen
 
 
 def unloaded(source: ModelSource) -> tuple[Any, Path | None, torch.dtype]:

@@ -26,7 +26,7 @@ from masters.recipe import (
 NUMERICS: dict[str, int] = {
     "train": 1,
     "mask": 1,
-    "generate": 1,
+    "generate": 2,
     "judge": 1,
     "score": 1,
     "evaluate": 1,

@@ -161,7 +161,7 @@ def test_targets_that_match_nothing(out: Path, tmp_path: Path) -> None:
     sets = (*ADAPTED, "models.student.lora.targets=['*query*']")
     words = ("masters", "--profile", "tiny", "--out")
     message = fails("run", *words, str(out), "--only", TRAIN, sets=sets)
-    said = "models.student.lora.targets pattern '*query*' matches none of the 18 Linear layers"
+    said = "lora.targets pattern '*query*' matches none of the 18 Linear layers"
     assert said in message and "names look like model.visual.merger" in message
     kept = [s for s in ADAPTED if not s.startswith("models.student.sft")]
     folder = folders(out)["model/student"] / "model"

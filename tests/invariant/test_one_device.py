@@ -135,7 +135,8 @@ def reference(student: Tiny, groups: list[Group], *, micro_batch: int, model: An
     for start in range(0, len(groups), micro_batch):
         part = groups[start : start + micro_batch]
         rows = make_rows(part)
-        inputs, column_N = rows.inputs(teacher=False, pad=student.ids.pad, device="cpu")
+        rows = rows.to(model.device)
+        inputs, column_N = rows.inputs(teacher=False, pad=student.ids.pad, device=model.device)
         settings = ScoreSettings(vocabulary=student.ids.vocabulary, dtype=torch.bfloat16)
         with torch.no_grad():
             _, logp_N = module(inputs, rows.row_N, column_N, rows.targets_N, None, None, settings)
@@ -172,18 +173,18 @@ def test_kl_of_the_first_step_is_rounding_in_bf16(
     assert wrong.loss["kl"] > 10 * max(sums.loss["kl"], 1e-7)
 
 
-def trajectory(make: Callable[[Any], Any]) -> tuple[torch.Tensor, Any]:
-    """A small regression's weights over 60 steps, as moved from its start."""
+def trajectory(make: Callable[[Any], Any], *, device: str = "cpu") -> tuple[torch.Tensor, Any]:
+    """How far a small regression's weights move in 60 steps, and the optimiser."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 64)
-    )
+    ).to(device)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     draw = torch.Generator().manual_seed(1)
-    truth = torch.randn(256, 64, generator=draw) / 16
+    truth = torch.randn(256, 64, generator=draw).to(device) / 16
     optimiser = make(model)
     for _ in range(60):
-        x = torch.randn(64, 256, generator=draw)
+        x = torch.randn(64, 256, generator=draw).to(device)
         (model(x) - x @ truth).square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -67,12 +67,13 @@ TRAINING = [
 
 def test_training(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(student, "token_scores", full)
-    message = runs("train/0-teacher", micro_batch_questions=6)
+    message = runs("train/0-teacher", micro_batch_questions=6, gradient_checkpointing=False)
     assert message.startswith(
-        "out of memory while training on step 1: CUDA out of memory. Lower, in this order: "
-        "1. runtime.micro_batch_questions (6); 2. runtime.gradient_checkpointing (auto) to true; "
+        "out of memory while training on step 1: CUDA out of memory. Tried to allocate 2.50 GiB. "
+        "Lower, in this order: 1. runtime.micro_batch_questions (6); "
     )
     assert listed(message) == TRAINING
+    assert "2. runtime.gradient_checkpointing (false) to true; " in message
     assert "method.responses.max_new_tokens (8)" in message
 
 
@@ -151,7 +152,7 @@ def test_the_host_is_full(runs: Callable[..., str], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(judge, "verify", host)
     message = runs("judge/0-teacher/teacher")
-    assert message.startswith("out of memory while computing the stage judge: no room. ")
+    assert message.startswith("out of memory while computing the stage judge: no room. Close ")
 
 
 def test_a_real_allocation_that_fails_is_told_apart() -> None:

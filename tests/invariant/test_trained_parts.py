@@ -178,6 +178,7 @@ def test_a_checkpoint_holds_what_is_trained(
     position = Position(step=1, ratio=0, best=None)
     drawn: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     states = [torch.ones(16, dtype=torch.uint8), torch.zeros(16, dtype=torch.uint8)]
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
@@ -214,3 +215,44 @@ def test_targets_choose_layers_and_never_the_head(student: Tiny) -> None:
     assert "lm_head" not in every and any("visual" in name for name in every)
     chosen = lora_layers(student.model, ("language",), ("*q_proj", "*v_proj"))
     assert [name.rpartition(".")[2] for name in chosen] == ["q_proj", "v_proj"] * 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_that_transformers_changes_on_load(tied: bool, tmp_path: Path) -> None:
+    """Qwen2.5-VL is stored under other names than its modules': merged, it still loads whole."""
+    from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": tied,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3],
+            },
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
+            "out_hidden_size": 32,
+        },
+        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    lora.attach(model, lora_layers(model, ("language", "vision"), ()), SETTINGS)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    save_model(model, tmp_path, source=None, state=lora.merged_state(model))
+    loaded = load_model(str(tmp_path))  # refuses weights that are missing
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=1e-5
+        )
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as stored:
+        names = set(stored.keys())
+    assert not any("lora" in name or "base_layer" in name for name in names)
+    assert any(name.startswith("visual.") for name in names), "as the published ones are stored"

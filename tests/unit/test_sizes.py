@@ -198,6 +198,16 @@ def test_whether_the_head_is_tied(
         assert size.checkpoint_bytes == len(tensors), "what the file holds"
 
 
+def test_an_assistant_is_trained_and_masked_in_its_later_state(tmp_path: Path) -> None:
+    phases = "{teacher: teacher, student: mid}, {teacher: mid@0, mask: {}}, {teacher: student@1}"
+    recipe = load_recipe("masters_ladder", "tiny", [f"method.phases=[{phases}]"])
+    models = {size.name: size for size in plan_sizes(make_plan(recipe, tmp_path)).models}
+    assert models["mid"].training_bytes == 16 * models["mid"].parameters
+    assert models["mid"].memory_bytes == 4 * models["mid"].parameters, "tiny models: float32"
+    assert [masked.phase for masked in models["mid"].masked] == ["1-mid@0"]
+    assert models["teacher"].training_bytes is None
+
+
 def test_the_table_of_a_plan(tmp_path: Path) -> None:
     shutil.copytree(CONFIGS / "Qwen3-VL-2B-Instruct", tmp_path / "student")
     shutil.copytree(CONFIGS / "Qwen3-VL-30B-A3B-Instruct", tmp_path / "teacher")
@@ -228,3 +238,21 @@ def test_byte_text() -> None:
     assert [byte_text(n) for n in (0, 999, 1000, 147_456, 15_888_747_520, 1_254_000_000_000)] == [
         "0 bytes", "999 bytes", "1.0 kB", "147.5 kB", "15.9 GB", "1.3 TB",
     ]  # fmt: skip
+
+
+def test_what_is_trained_of_a_student_counts(tmp_path: Path) -> None:
+    """16 bytes where a weight is trained, 4 where it is frozen, 10 with moments of 8 bits."""
+
+    def state(*overrides: str) -> int:
+        (student, *_) = plan_sizes(tiny_plan(tmp_path, *overrides)).models
+        assert student.training_bytes is not None
+        return student.training_bytes
+
+    (student, *_) = plan_sizes(tiny_plan(tmp_path)).models
+    every, tower = student.parameters, student.parts["vision"]
+    assert state() == 16 * every
+    assert state("method.optimiser.moments=8bit") == 10 * every
+    assert state("models.student.freeze=[vision]") == 16 * every - 12 * tower
+    # Two layers of hidden 64 and ffn 128: q, k, v, o are square, gate, up and down are not.
+    adapters = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert state("models.student.lora={rank: 4}") == 4 * every + 16 * adapters

@@ -58,7 +58,7 @@ def freeze_parts(model: Any, parts: Collection[Part]) -> tuple[str, ...]:
     if empty or not any(p.requires_grad for p in model.parameters()):
         why = f"it has no weights in {empty[0]}" if empty else "nothing is left to train"
         raise ModelError(
-            f"models.student.freeze is {', '.join(parts)}, but {why} ({type(model).__name__}); "
+            f"freeze is {', '.join(parts)}, but {why} ({type(model).__name__}); "
             "expected parts that it has, and not all of them"
         )
     return tuple(name for name, _ in model.named_modules() if _part_of(family, name) in counts)
@@ -82,13 +82,13 @@ def lora_layers(model: Any, parts: Collection[Part], targets: Sequence[str]) -> 
         if not any(fnmatchcase(name, pattern) for name in layers):
             shown = ", ".join(layers[:2] + layers[-1:]) or "none"
             raise ModelError(
-                f"models.student.lora.targets pattern '{pattern}' matches none of the "
+                f"lora.targets pattern '{pattern}' matches none of the "
                 f"{len(layers)} Linear layers of {', '.join(parts)}; layer names look like {shown}"
             )
     found = [n for n in layers if not targets or any(fnmatchcase(n, p) for p in targets)]
     if not found:
         raise ModelError(
-            f"models.student.lora.parts is {', '.join(parts)}, where {type(model).__name__} has no "
+            f"lora.parts is {', '.join(parts)}, where {type(model).__name__} has no "
             "Linear layer; expected a part with one"
         )
     return found

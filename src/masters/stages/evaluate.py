@@ -18,12 +18,12 @@ from masters.rewards.verifiers import verify
 from masters.specs import EvaluateSpec
 from masters.stages.opening import (
     Prompts,
-    check_sees_image,
     greedy_answers,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.sight import check_sees_image
 from masters.teachers.thresholds import load_thresholds
 
 SHARD = 512
@@ -32,7 +32,7 @@ SHARD = 512
 def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     """Writes answers and ``results.json``: accuracy over all and per kind, at every ratio."""
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs, checkpoint=spec.checkpoint),
         spec.prompt,
@@ -42,7 +42,7 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role="model")
+    check_sees_image(opened, prompts, role="model", precision=DTYPES[spec.precision])
     engine = TransformersEngine(
         opened.model,
         opened.processor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
@@ -17,17 +19,17 @@ from masters.models.memory import doing
 from masters.specs import GenerateSpec
 from masters.stages.opening import (
     Prompts,
-    check_sees_image,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.sight import check_sees_image
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     """Appends whole shards of responses; shards that are there already are left as they are."""
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs),
         spec.prompt,
@@ -37,7 +39,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role=spec.source)
+    check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
     engine = TransformersEngine(
         opened.model,
         opened.processor,
@@ -50,7 +52,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     tokens = cut = 0
     begin = time.perf_counter()
     for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
-        part = plan[start : start + spec.shard_questions]
+        part: list[list[int]] = plan[start : start + spec.shard_questions].tolist()
         path = folder / shard_name(shard)
         if path.exists():
             rows = read_shard(path, RESPONSES).to_pylist()
@@ -77,17 +79,17 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     }
 
 
-def planned_pairs(spec: GenerateSpec, n_questions: int) -> list[tuple[int, int]]:
-    """(question index, ratio) of everything to answer, in the plan's order.
+def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
+    """(question index, ratio) of everything to answer, in the plan's order: int64 [P, 2].
 
     The student is never masked: its ratio is 0 and it answers each question once per round.
     """
     used = curriculum.pairs(spec.schedule, n_questions, spec.start, spec.stop)
+    unmasked = curriculum.distinct(used * [1, 0])
     if spec.source == "student":
-        return list(dict.fromkeys((index, 0) for index, _ in used))
+        return unmasked
     if spec.on_full_cross:
-        indices = dict.fromkeys(index for index, _ in used)
-        return [(index, ratio) for ratio in spec.schedule.ratios for index in indices]
+        return np.concatenate([unmasked + [0, ratio] for ratio in spec.schedule.ratios])
     return used
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masters.errors import StageError
 from masters.models.memory import is_out_of_memory
-from masters.recipe import Prompt, Runtime
-from masters.specs import EvaluateSpec, GenerateSpec, ScoreSpec, StageSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from masters.recipe import Runtime
+    from masters.specs import StageSpec
 
 #: What helps, by the first word of what was being done.
 _HELPS: dict[str, tuple[str, ...]] = {
@@ -48,7 +50,8 @@ def _said(spec: StageSpec, runtime: Runtime, error: BaseException) -> str:
         advice += "where it stopped; other keys begin a new one"
     else:
         advice = "Close what else runs here, or take a machine with more memory"
-    reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else "no room"
+    first = (str(error).strip() or "no room").splitlines()[0]
+    reason = ". ".join(first.split(". ")[:2]).rstrip(".")
     return f"out of memory while {doing}{where}: {reason}. {advice}"
 
 
@@ -61,19 +64,21 @@ def to_lower(spec: StageSpec, runtime: Runtime, doing: str) -> Sequence[str]:
 
 def _micro_batch(spec: Any, runtime: Runtime) -> str | None:
     size = runtime.micro_batch_questions
-    if size == 1 or not isinstance(spec, (TrainSpec, ScoreSpec)):
+    if size == 1 or spec.kind not in ("train", "score"):
         return None
     return f"runtime.micro_batch_questions ({size})"
 
 
 def _generation_batch(spec: Any, runtime: Runtime) -> str | None:
     size = runtime.generation_batch
-    return f"runtime.generation_batch ({size})" if size > 1 else None
+    if size == 1 or spec.kind not in ("train", "generate", "evaluate"):
+        return None
+    return f"runtime.generation_batch ({size})"
 
 
 def _checkpointing(spec: Any, runtime: Runtime) -> str | None:
     setting = runtime.gradient_checkpointing
-    if setting is True or (setting == "auto" and runtime.device != "cpu"):
+    if spec.kind != "train" or setting is True or (setting == "auto" and runtime.device != "cpu"):
         return None
     return f"runtime.gradient_checkpointing ({str(setting).lower()}) to true"
 
@@ -91,7 +96,7 @@ def _teacher_device(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _pixels(spec: Any, runtime: Runtime) -> str | None:
-    prompt: Prompt | None = getattr(spec, "prompt", None)
+    prompt = getattr(spec, "prompt", None)
     if prompt is None:
         return None
     now = "null: as the processor has it" if prompt.max_pixels is None else prompt.max_pixels
@@ -99,25 +104,25 @@ def _pixels(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _group(spec: Any, runtime: Runtime) -> str | None:
-    if not isinstance(spec, TrainSpec) or all(term.on == "labels" for term in spec.objective):
+    if spec.kind != "train" or all(term.on == "labels" for term in spec.objective):
         return None
     return "method.responses.teacher and .student (all responses to a question go through one pass)"
 
 
 def _tokens(spec: Any, runtime: Runtime) -> str | None:
-    if isinstance(spec, (TrainSpec, GenerateSpec, EvaluateSpec)):
+    if spec.kind in ("train", "generate", "evaluate"):
         return f"method.responses.max_new_tokens ({spec.max_new_tokens})"
-    return "method.responses.max_new_tokens" if isinstance(spec, ScoreSpec) else None
+    return "method.responses.max_new_tokens" if spec.kind == "score" else None
 
 
 def _moments(spec: Any, runtime: Runtime) -> str | None:
-    if not isinstance(spec, TrainSpec) or spec.optimiser.moments == "8bit":
+    if spec.kind != "train" or spec.optimiser.moments == "8bit":
         return None
     return f"method.optimiser.moments ({spec.optimiser.moments}) to 8bit"
 
 
 def _fewer_trained(spec: Any, runtime: Runtime) -> str | None:
-    if not isinstance(spec, TrainSpec) or spec.lora is not None:
+    if spec.kind != "train" or spec.lora is not None:
         return None
     return "models.student.lora (null) or .freeze: fewer trained weights"
 

@@ -106,8 +106,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _random_state() -> dict[str, Any]:
-    """State of the host's generator and of every CUDA device's (dropout there draws from it)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """State of the host's generator and, once CUDA is in use, of its devices' (for dropout)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 

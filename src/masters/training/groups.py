@@ -81,7 +81,8 @@ class Rows:
             rows.append((prompt, ids))
             first = len(prompt.ids) - 1
             columns.extend(range(first, first + len(ids)))
-        return pad_rows(rows, pad=pad, device=device), torch.tensor(columns, device=device)
+        column_N = torch.tensor(columns, dtype=torch.long, device=device)
+        return pad_rows(rows, pad=pad, device=device), column_N
 
     def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
         """(prompt, its distinct responses) of every group that has a row here, in order."""
@@ -140,7 +141,7 @@ def make_rows(groups: Sequence[Group]) -> Rows:
         groups=tuple(groups),
         row_of=tuple(row_of),
         spans=tuple(spans),
-        targets_N=torch.tensor(targets),
-        row_N=torch.tensor(row_N),
+        targets_N=torch.tensor(targets, dtype=torch.long),
+        row_N=torch.tensor(row_N, dtype=torch.long),
         _sequences=tuple(sequences),
     )

@@ -31,7 +31,8 @@ class StepSettings:
         beta, temperature: of the JSD.
         clip_norm: global gradient norm bound; 0 leaves the gradient as it is.
         micro_batch: questions per forward.
-        vocabulary: tokens common to both heads.
+        vocabulary: tokens of the student.
+        common: the first so many of them are the teacher's too; None: all.
         micro_batch_responses: a question with more distinct responses than this is split over
             forward passes; None splits none.
         student_form, teacher_form: how each model sees a group.
@@ -44,6 +45,7 @@ class StepSettings:
     clip_norm: float
     micro_batch: int
     vocabulary: int
+    common: int | None = None
     micro_batch_responses: int | None = None
     student_form: Form = "repeat"
     teacher_form: Form = "repeat"
@@ -185,6 +187,7 @@ class _Scorer:
             beta=settings.beta,
             temperature=settings.temperature,
             vocabulary=settings.vocabulary,
+            common=settings.common,
             dtype=inner.precision,
         )
         hidden_T = head_T = None
