@@ -143,9 +143,9 @@ def test_adapters_run_on_within_a_phase(out: Path) -> None:
 @pytest.mark.parametrize(
     "setting, said",
     [
-        ("models.teachers.0.freeze=[vision]", "teachers are never trained"),
+        ("models.teachers.0.freeze=[vision]", "no phase trains this teacher"),
         ("models.student.freeze=[vision, projector, language]", "names every part"),
-        ("models.student.freeze=[language]", "which models.student.lora.parts adapts"),
+        ("models.student.freeze=[language]", "which lora.parts adapts"),
         ("models.student.lora.rank=0", "rank"),
         ("runtime.teacher_device=gpu1", "teacher_device"),
     ],
