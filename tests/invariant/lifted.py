@@ -1,21 +1,32 @@
-"""Runs a float64 model in float64 throughout: transformers casts norms, softmax and rotary tables to
-float32 inside."""
+"""Runs a float64 model in float64 throughout: transformers casts norms and softmax to float32."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 
-class Lifted(TorchFunctionMode):
-    """Every cast to float32 goes to float64 instead."""
+@contextmanager
+def lifted() -> Iterator[None]:
+    """Every cast to float32 goes to float64 instead, in recomputed layers too."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        def lift(value: Any) -> Any:
-            return torch.float64 if value is torch.float32 else value
+    def instead(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return function(*map(_lift, args), **{k: _lift(v) for k, v in kwargs.items()})
 
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        return func(*map(lift, args), **{k: lift(v) for k, v in (kwargs or {}).items()})
+        return called
+
+    with (
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+        patch.object(torch.Tensor, "to", instead(torch.Tensor.to)),
+        patch.object(torch.nn.functional, "softmax", instead(torch.nn.functional.softmax)),
+    ):
+        yield
+
+
+def _lift(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value

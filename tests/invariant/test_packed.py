@@ -28,7 +28,7 @@ from masters.training.student import Student, response_states
 from tests.families import FAMILY_NAMES, write_tiny
 
 from .conftest import Tiny, make_groups
-from .lifted import Lifted
+from .lifted import lifted
 
 LENGTHS = ((4,), (3, 7, 1, 5), (2, 2), (9, 1, 6))
 
@@ -79,7 +79,7 @@ def scores_and_gradient(
     inputs, row_N, column_N = group_inputs(
         model, rows, form=form, teacher=False, pad=ids.pad, device="cpu"
     )
-    lift = Lifted() if model.dtype == torch.float64 else nullcontext()
+    lift = lifted() if model.dtype == torch.float64 else nullcontext()
     with lift:
         hidden_ND = response_states(model, inputs, row_N, column_N)
         logits_NV = hidden_ND @ model.get_output_embeddings().weight.T
@@ -256,7 +256,7 @@ def test_a_step_is_the_same_packed_and_split(
         )
         for g in groups
     ]
-    with Lifted():
+    with lifted():
         whole, sums = step_gradient(student, teacher, groups)
         packed, again = step_gradient(
             student, teacher, groups,
