@@ -343,6 +343,11 @@ class Runtime(Section):
     """CPU threads of each stage; null: torch's choice."""
     micro_batch_questions: Count = 1
     """Questions in one forward and backward pass."""
+    micro_batch_responses: Count | None = None
+    """A question with more distinct responses than this is split over passes; null: never."""
+    group_forward: Literal["auto", "attention", "mask", "repeat"] = "auto"
+    """How the responses to a question share its prompt and image. attention and mask: one row for
+    all of them; repeat: a row for each. auto: what suits the model. Checked on the first batch."""
     generation_batch: Count = 64
     """Responses generated (or questions answered) at a time."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"

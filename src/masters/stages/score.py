@@ -18,6 +18,7 @@ from masters.specs import ScoreSpec
 from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
 from masters.stages.responses_index import rows_outside
 from masters.stages.sight import check_sees_image
+from masters.training.group_forward import Form, first_use, group_inputs
 from masters.training.groups import Group, Response, make_rows
 from masters.training.student import Student
 from masters.training.token_scores import ScoreSettings
@@ -80,6 +81,7 @@ def _score(
     settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
     size = context.runtime.micro_batch_questions
     device = opened.model.device
+    form: Form | None = None
     scored = []
     for start in range(0, len(by_question), size):
         part = by_question[start : start + size]
@@ -94,9 +96,16 @@ def _score(
             )
             for question_id, own in part
         ]
+        if form is None:
+            form = first_use(
+                opened.model, groups, context.runtime.group_forward, teacher=False,
+                pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
+            ).form  # fmt: skip
         batch = make_rows(groups).to(device)
-        inputs, column_N = batch.inputs(teacher=False, pad=opened.ids.pad, device=device)
-        _, logp_N = student(inputs, batch.row_N, column_N, batch.targets_N, None, None, settings)
+        inputs, row_N, column_N = group_inputs(
+            opened.model, batch, form=form, teacher=False, pad=opened.ids.pad, device=device
+        )
+        _, logp_N = student(inputs, row_N, column_N, batch.targets_N, None, None, settings)
         values = logp_N.tolist()
         for g, (_, own) in enumerate(part):
             for j, row in enumerate(own):

@@ -76,6 +76,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             temperature=jsd.temperature,
             clip_norm=spec.optimiser.clip_norm,
             micro_batch=context.runtime.micro_batch_questions,
+            micro_batch_responses=context.runtime.micro_batch_responses,
             vocabulary=opened.ids.vocabulary,
             common=both.common,
         ),
@@ -101,6 +102,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         validate=_validator(spec, spec.validation, opened, context),
         progress=context.progress,
         trackers=open_trackers(context.runtime.trackers, context.folder),
+        group_forward=context.runtime.group_forward,
     )
     if spec.carry_optimiser:
         trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from masters.errors import StageError
 from masters.models.memory import is_out_of_memory
+from masters.training.group_forward import Form
 
 KEEP = 1
 _UNREADABLE = (
@@ -26,11 +28,15 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands: steps done, mask ratio, best validation accuracy so far."""
+    """Where a run stands: steps done, mask ratio, best validation accuracy so far.
+
+    ``forms`` is how each model sees a group, as the first use decided it; empty before that.
+    """
 
     step: int
     ratio: int
     best: float | None
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
 
 def save_checkpoint(

@@ -6,9 +6,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from masters.training.checkpoints import (
     save_state,
     sync,
 )
+from masters.training.group_forward import Form, first_use, make_ready
 from masters.training.groups import Group
 from masters.training.objective import StepSums
 from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
@@ -84,6 +85,7 @@ class Trainer:
         validate: greedy accuracy on validation questions, (accuracy, low, high, n); None for none.
         progress: done, total, note.
         trackers: read the same numbers as metrics.jsonl.
+        group_forward: how groups are seen, if the models allow it; see `group_forward.first_use`.
     """
 
     def __init__(
@@ -101,11 +103,14 @@ class Trainer:
         validate: Callable[[Any], tuple[float, float, float, int]] | None,
         progress: Callable[[int, int, str], None],
         trackers: Sequence[Tracker] = (),
+        group_forward: str = "repeat",
     ) -> None:
         self.student, self.teacher, self.curriculum = student, teacher, curriculum
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
+        self.group_forward = group_forward
+        self.forms: dict[str, Form] = {}
         self.optimiser = make_optimiser(student, optimiser)
         self.best: float | None = None
 
@@ -147,6 +152,8 @@ class Trainer:
         ratio = self.curriculum.ratio(i)
         if self.teacher is not None:
             self.teacher.set_ratio(ratio)
+        if groups and not self.forms:
+            self._first_use(groups)
         sums = StepSums()
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
         for part in self.optimiser.param_groups:
@@ -171,6 +178,33 @@ class Trainer:
             # Like the times, it starts anew where a run was killed and goes on.
             "time/mask_bytes_read": self.teacher.bytes_read if self.teacher else 0,
         }
+
+    def _first_use(self, groups: list[Group]) -> None:
+        """Decides how each model sees a group, and writes down what the first batch showed."""
+        models = {"student": self.student.vlm}
+        if self.teacher is not None:
+            models["teacher"] = self.teacher.model
+        verdicts = {
+            name: first_use(
+                model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
+                precision=self.student.precision, vocabulary=self.step.vocabulary,
+            )
+            for name, model in models.items()
+        }  # fmt: skip
+        shown = {name: asdict(verdict) for name, verdict in verdicts.items()}
+        (self.folder / "first_use.json").write_text(json.dumps(shown, indent=1) + "\n")
+        self._see_groups({name: verdict.form for name, verdict in verdicts.items()})
+
+    def _see_groups(self, forms: Mapping[str, Form]) -> None:
+        self.forms = dict(forms)
+        self.step = replace(
+            self.step,
+            student_form=forms["student"],
+            teacher_form=forms.get("teacher", "repeat"),
+        )
+        make_ready(self.student.vlm, forms["student"])
+        if self.teacher is not None:
+            make_ready(self.teacher.model, self.step.teacher_form)
 
     def _step(self, i: int, groups: list[Group], sums: StepSums) -> float:
         """One optimiser step; returns the gradient norm before clipping."""
@@ -211,6 +245,8 @@ class Trainer:
             cut_log(self.folder / name, step if position is not None else -1)
         if position is not None:
             self.best = position.best
+            if position.forms:
+                self._see_groups(position.forms)
         return step - self.loop.start
 
     def _checkpoint(self, done: int) -> None:
@@ -219,7 +255,7 @@ class Trainer:
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        position = Position(step=at, ratio=ratio, best=self.best)
+        position = Position(step=at, ratio=ratio, best=self.best, forms=self.forms)
         save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
 
     def _validate(self, done: int) -> None:
