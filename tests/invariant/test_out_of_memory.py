@@ -56,8 +56,8 @@ def listed(message: str) -> list[str]:
 TRAINING = [
     "runtime.micro_batch_questions",
     "runtime.gradient_checkpointing",
+    "runtime.micro_batch_responses",
     "prompt.max_pixels",
-    "method.responses.teacher",
     "method.responses.max_new_tokens",
     "runtime.teacher_device",
     "method.optimiser.moments",
