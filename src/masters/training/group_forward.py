@@ -134,8 +134,8 @@ def first_use(
     """Compares packed rows with repeated ones on real groups and says which form to use.
 
     Mean |difference| of the tokens' log-probs must stay within 4 times that of two repeated runs of
-    different batch shape (one row at a time, and two), or within 1e-4 nat. What is too much for the
-    attention function may be right under a mask, which is tried next.
+    different shape (rows one at a time, two at a time, and padded to the packed row's length), or
+    within 1e-4 nat. Where the attention function fails a mask may do, which is tried next.
 
     Args:
         vlm: its attention is made ready for the form; dropout rests meanwhile.
@@ -157,20 +157,21 @@ def first_use(
         vlm, asked, tokens=max(_packed_tokens(group, teacher) for group in groups)
     )
 
-    def scored(rows: Rows, form: Form) -> torch.Tensor:
-        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary)
+    def scored(rows: Rows, form: Form, padding: int = 0) -> torch.Tensor:
+        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary, padding)
 
-    def in_batches(size: int) -> torch.Tensor:
+    def in_batches(size: int, padding: int = 0) -> torch.Tensor:
         starts = range(0, len(rows.spans), size)
         parts = [rows.part(u, min(u + size, len(rows.spans))) for u in starts]
-        return torch.cat([scored(part, "repeat") for part in parts])
+        return torch.cat([scored(part, "repeat", padding) for part in parts])
 
     if form == "repeat":
         return _said(vlm, Verdict(form=form, asked=asked, difference=0, noise=0, reason=reason))
     difference = math.nan
     with evaluating(vlm), doing("running the first batch"):
         repeated_N = in_batches(1)
-        noise = (repeated_N - in_batches(2)).abs().mean().item()
+        others = (in_batches(2), in_batches(1, padding=len(rows.targets_N)))
+        noise = max((repeated_N - other_N).abs().mean().item() for other_N in others)
         while form != "repeat":
             make_ready(vlm, form)
             difference, why = _apart(repeated_N, lambda form=form: scored(rows, form), noise)
@@ -224,11 +225,20 @@ def _log_probs(
     pad: int,
     precision: torch.dtype,
     vocabulary: int,
+    padding: int,
 ) -> torch.Tensor:
+    """Log-prob [N] of each response token; ``padding``: so many columns more behind each row."""
     device = vlm.device
     inputs, row_N, column_N = group_inputs(
         vlm, rows, form=form, teacher=teacher, pad=pad, device=device
     )
+    if padding:
+        shape = inputs["input_ids"].shape
+        by_token = [name for name, value in inputs.items() if value.shape == shape]
+        fill = {"input_ids": pad}
+        for name in by_token:
+            wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))
+            inputs[name] = wider
     with autocast(device, precision):
         hidden_ND = response_states(vlm, inputs, row_N, column_N)
     head_VD = vlm.get_output_embeddings().weight.to(hidden_ND.device)
