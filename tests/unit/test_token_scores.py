@@ -160,3 +160,110 @@ def test_token_scores_without_teacher() -> None:
     assert not d.any() and (logp < 0).all()
     with pytest.raises(ValueError, match="together"):
         token_scores(h, w, h, None, torch.tensor([1, 2, 3]))
+
+
+# ---------------------------------------------------------------------- heads of different lengths
+
+
+def test_padding_by_hand() -> None:
+    """Two tokens in common, one of the student's own, and padding that would win every softmax.
+
+    P = (1/2, 1/2) and Q = (3/4, 1/4) over what is common; the student's third token takes half of
+    its mass, so log q of the first is ln(3/8).
+    """
+    head_S = torch.tensor([3.0, 1.0, 4.0, 1e9]).double().log()[:, None]
+    head_T = torch.tensor([5.0, 5.0, 1e9, 1e9, 1e9]).double().log()[:, None]
+    one = torch.ones(1, 1).double()
+    d, logp = token_scores(
+        one, head_S, one, head_T, torch.tensor([0]), ScoreSettings(vocabulary=3, common=2)
+    )
+    expected = jsd(
+        torch.tensor([[1.0, 1.0]]).double().log(), torch.tensor([[3.0, 1.0]]).double().log()
+    )
+    assert d.item() == pytest.approx(expected.item(), abs=1e-15)
+    assert logp.item() == pytest.approx(math.log(3 / 8), abs=1e-12)
+
+
+def padded_scores(
+    rows_S: int, rows_T: int, vocabulary: int | None, *, temperature: float = 1.0
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """(jsd, logp, gradients and norms; gradient of the padding rows), the padding's logits huge.
+
+    Both models have the same 20 tokens; their heads are padded to so many rows.
+    """
+    torch.manual_seed(5)
+    n, tokens = 6, 20
+    targets = torch.randint(tokens, (n,))
+    x, w_s = torch.randn(n, 5).double().abs().requires_grad_(), torch.randn(tokens, 5).double()
+    h_t, w_t = torch.randn(n, 7).double().abs(), torch.randn(tokens, 7).double()
+    w_s = torch.cat([w_s, torch.full((rows_S - tokens, 5), 100.0)]).requires_grad_()
+    w_t = torch.cat([w_t, torch.full((rows_T - tokens, 7), 100.0)])
+    settings = ScoreSettings(beta=0.3, vocabulary=vocabulary, temperature=temperature, chunk=4)
+    d, logp = token_scores(x, w_s, h_t, w_t, targets, settings)
+    (torch.randn(n).double() * d + torch.randn(n).double() * logp).sum().backward()
+    assert x.grad is not None and w_s.grad is not None
+    assert settings.jsd_norm_N is not None and settings.logp_norm_N is not None
+    norms = [settings.jsd_norm_N, settings.logp_norm_N]
+    return [d.detach(), logp.detach(), x.grad, w_s.grad[:tokens], *norms], w_s.grad[tokens:]
+
+
+@pytest.mark.parametrize(("rows_S", "rows_T"), [(24, 20), (20, 24), (60, 31), (31, 60)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_padding_changes_no_bit(rows_S: int, rows_T: int, temperature: float) -> None:
+    tight, _ = padded_scores(20, 20, 20, temperature=temperature)
+    loose, padding = padded_scores(rows_S, rows_T, 20, temperature=temperature)
+    for one, two in zip(tight, loose, strict=True):
+        assert torch.equal(one, two)
+    assert not padding.any()
+
+
+def test_padding_that_is_not_cut_off_would_be_seen() -> None:
+    """The broken variant: heads of the same length, and nobody says what of them is padding."""
+    tight, _ = padded_scores(20, 20, 20)
+    loose, padding = padded_scores(24, 24, None)
+    assert (tight[0] - loose[0]).abs().min() > 1e-2
+    assert (tight[1] - loose[1]).abs().min() > 10
+    assert padding.any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_tokens_of_the_student_alone(temperature: float) -> None:
+    """log q over the student's 20 tokens, D over the 18 common ones: numpy twin and autograd."""
+    rng = np.random.default_rng(3)
+    h_s, w_s = rng.normal(size=(6, 5)), rng.normal(size=(31, 5)) * 2
+    h_t, w_t = rng.normal(size=(6, 7)), rng.normal(size=(18, 7)) * 2
+    targets = np.array([0, 3, 17, 9, 5, 11])
+    z_s, z_t = (h_s @ w_s.T)[:, :20], h_t @ w_t.T
+    d_twin = numpy_jsd(z_t / temperature, z_s[:, :18] / temperature, 0.3)
+    logp_twin = z_s[np.arange(6), targets] - np.log(np.exp(z_s).sum(-1))
+    a, b = torch.from_numpy(rng.normal(size=6)), torch.from_numpy(rng.normal(size=6))
+    results = []
+    for chunked in (False, True):
+        x = torch.from_numpy(h_s).requires_grad_()
+        w = torch.from_numpy(w_s).requires_grad_()
+        teacher = torch.from_numpy(h_t), torch.from_numpy(w_t)
+        if chunked:
+            settings = ScoreSettings(
+                beta=0.3, vocabulary=20, common=18, temperature=temperature, chunk=4
+            )
+            d, logp = token_scores(x, w, *teacher, torch.from_numpy(targets), settings)
+        else:
+            z, p = (x @ w.T)[:, :20], teacher[0] @ teacher[1].T
+            logp = z.log_softmax(-1).gather(1, torch.from_numpy(targets)[:, None])[:, 0]
+            d = jsd(p, z[:, :18], beta=0.3, temperature=temperature)
+        np.testing.assert_allclose(d.detach().numpy(), d_twin, atol=1e-13)
+        np.testing.assert_allclose(logp.detach().numpy(), logp_twin, atol=1e-12)
+        (a * d + b * logp).sum().backward()
+        results.append((x.grad, w.grad))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
+
+
+def test_token_scores_refuse_tokens_without_a_row() -> None:
+    h, w = torch.randn(3, 4), torch.randn(6, 4)
+    targets = torch.tensor([1, 2, 3])
+    for settings in (ScoreSettings(vocabulary=7), ScoreSettings(vocabulary=5, common=6)):
+        with pytest.raises(ValueError, match="a row for each token"):
+            token_scores(h, w, h, w, targets, settings)
+    with pytest.raises(ValueError, match=r"vocabulary 6, common 6 for heads of 6 and 5 rows"):
+        token_scores(h, w, h, w[:5], targets)
