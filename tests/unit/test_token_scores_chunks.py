@@ -318,7 +318,7 @@ def test_chunks_are_sized_by_the_vocabulary() -> None:
 def test_logits_of_a_chunk_are_made_at_most_twice(
     trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Products [C, D] x [D, V]: every chunk in forward, all but the last once more in backward."""
+    """Products [C, D] x [D, V]: each chunk in forward, all but a full one again in backward."""
     widths = []
     product = torch.mm
     monkeypatch.setattr(
@@ -326,8 +326,8 @@ def test_logits_of_a_chunk_are_made_at_most_twice(
     )
     problem = Problem()
     problem.ours(ScoreSettings(chunk=10), head_trained=trained)
-    forward = [(10, D_S), (10, D_T), (10, D_S), (10, D_T), (3, D_S), (3, D_T)]
-    assert widths == forward + [(10, D_S), (10, D_T), (10, D_S), (10, D_T)]
+    forward = [(3, D_S), (3, D_T), (10, D_S), (10, D_T), (10, D_S), (10, D_T)]
+    assert widths == forward + [(10, D_S), (10, D_T), (3, D_S), (3, D_T)]
     widths.clear()
     problem.ours(ScoreSettings(chunk=10), terms="logp", head_trained=trained)
-    assert widths == forward + [(10, D_S), (10, D_S)]
+    assert widths == forward + [(10, D_S), (3, D_S)]

@@ -1,8 +1,8 @@
 """JSD, log-prob and entropy of each response token from hidden states, without a [T, V] tensor.
 
 Logits of both models exist for one chunk of tokens, in one buffer each. Forward keeps hidden
-states, per-token numbers and the last chunk's logits; backward begins with that chunk, makes every
-other chunk's logits once more, and writes over them the analytic gradients
+states, per-token numbers and one chunk's logits; backward begins with that chunk, makes every other
+chunk's logits once more, and writes over them the analytic gradients
 
     dJSD/dz = Q * (g - sum_v Q g),  g = (1 - b) log(Q / mix),  over the temperature
     dlog q(y)/dz = onehot(y) - Q
@@ -49,10 +49,9 @@ class ScoreSettings:
         dtype: of the matrix products (their result is widened to float32 before the softmax).
         chunk: tokens per chunk (None: see ``chunk_length``).
         norms: measure the norms below: one more product where the loss has both scores.
-        entropy_N: filled by forward: of the student's distribution, in nats.
-        teacher_entropy_N: filled by forward: of the teacher's over the common tokens.
-        jsd_norm_N: filled by backward: |dJSD_n / dh_n|; None if the loss had no JSD.
-        logp_norm_N: likewise |dlog q(y_n) / dh_n|.
+        entropy_N, teacher_entropy_N: filled by forward, in nats; the teacher's over ``common``.
+        jsd_norm_N, logp_norm_N: filled by backward: |dJSD_n / dh_n| and |dlog q(y_n) / dh_n|; None
+            for a score that the loss lacks.
     """
 
     beta: float = 0.5
@@ -196,7 +195,7 @@ class _TokenScores(torch.autograd.Function):
         logits = _Logits((hidden_S, head_S, hidden_T, head_T, targets), settings)
         wide = torch.promote_types(logits.head_S.dtype, torch.float32)
         outputs = [hidden_S.new_zeros(len(targets), dtype=wide) for _ in range(4)]
-        for start in logits.starts:
+        for start in reversed(logits.starts):
             logits.load(start)
             jsd_C, logp_C, entropy_C, teacher_C = (x[logits.tokens] for x in outputs)
             for rows, z_S, z_T, y in logits.blocks():
@@ -209,7 +208,7 @@ class _TokenScores(torch.autograd.Function):
         jsd_N, logp_N, settings.entropy_N, teacher_N = outputs
         settings.teacher_entropy_N = None if hidden_T is None else teacher_N
         ctx.settings, ctx.wide = settings, wide
-        # Backward begins where forward ends: what it needs for the last chunk is there already.
+        # Forward ends with the first chunk, which is never a short one, and backward begins there.
         ctx.kept = logits if trained else None
         return jsd_N, logp_N
 
@@ -224,7 +223,7 @@ class _TokenScores(torch.autograd.Function):
         norm_N = {name: torch.zeros_like(slope) for name, slope in slope_N.items()}
         grad_hidden = torch.zeros_like(hidden_S) if ctx.needs_input_grad[0] else None
         grad_head = torch.zeros_like(head_S) if ctx.needs_input_grad[1] else None
-        for start in reversed(logits.starts) if slope_N else ():
+        for start in logits.starts if slope_N else ():
             logits.load(start, teacher="jsd" in slope_N)
             slope_C = {name: slope[logits.tokens, None] for name, slope in slope_N.items()}
             dz_CV = _logit_gradients(logits, slope_C)
