@@ -3,6 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= python3
 JOBS ?= 2
 # The first of these that is 3.11 or later.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -17,7 +18,7 @@ MAKE_VENV = test -n "$(PYTHON)" || { echo "error: there is no Python 3.11 or lat
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint types contracts recipes clean
+.PHONY: help venv demo test test-slow test-gpu lint types contracts recipes clean
 
 help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,10 @@ test: $(VENV)/.installed-dev ## The test suite, without what takes minutes.
 test-slow: $(VENV)/.installed-dev ## Every kill, every model family, two processes.
 	$(PYTEST) -m slow
 
+test-gpu: ## On a CUDA device, within ten minutes; GPU_PYTHON is a Python that has torch for it.
+	PYTHONPATH=src HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+		$(GPU_PYTHON) -m pytest -m gpu -rs -p no:cacheprovider tests/gpu
+
 lint: $(VENV)/.installed-dev ## ruff and codespell.
 	$(BIN)/ruff check src tests docs benchmarks
 	$(BIN)/codespell src tests docs benchmarks .ci Makefile pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md
@@ -41,8 +46,9 @@ types: $(VENV)/.installed-dev ## pyright.
 contracts: $(VENV)/.installed-dev ## Who may import whom (import-linter).
 	$(BIN)/lint-imports
 
-recipes: $(VENV)/.installed ## Writes docs/recipes.md anew from the schema.
+recipes: $(VENV)/.installed ## Writes docs/recipes.md and docs/sizes.md anew.
 	$(BIN)/python docs/generate_recipes.py
+	$(BIN)/python docs/generate_sizes.py
 
 venv: $(VENV)/.installed-dev ## Installs everything into .venv and does no more.
 

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 RECORD = "record.json"
 _UNFINISHED_ONLY = ("checkpoints", "init")
 _LEFTOVERS = (".*.tmp", ".*.partial")
-_PACKAGES = ("masters", "torch", "transformers", "numpy", "pyarrow", "pillow", "safetensors")
+_PACKAGES = (
+    "masters", "torch", "transformers", "numpy", "pyarrow", "pillow", "safetensors",
+    "peft", "bitsandbytes", "flash-attn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,17 +71,30 @@ def plan(
     out: OutOpt = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     resolved: Annotated[bool, typer.Option("--yaml", help="The resolved recipe instead.")] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Parameters, masked tensors and bytes of the models.")
+    ] = False,
 ) -> None:
     """The stages as a tree: done, to do or drifted. Nothing is written."""
-    from masters.plan_view import plan_tree
+    from masters.plan_view import plan_tree, sizes_tables
 
     made = _plan(recipe, profile, set_, out)
-    if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
-    elif resolved:
+    if resolved:
         typer.echo(made.as_json()["yaml"], nl=False)
-    else:
-        Console().print(plan_tree(made))
+        return
+    sized = None
+    if sizes:
+        from masters.sizes import plan_sizes
+
+        sized = plan_sizes(made)
+    if as_json:
+        content = made.as_json() | (sized.as_json() if sized else {})
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(plan_tree(made))
+    if sized:
+        console.print(sizes_tables(sized))
 
 
 @app.command()
@@ -183,6 +196,53 @@ def demo(
 ) -> None:
     """The whole method in minutes, on tiny models and rendered scenes."""
     _compare(DEMO, seeds, "tiny", set_ or [], out, jobs)
+
+
+@app.command()
+def calibrate(
+    teacher: Annotated[
+        str,
+        typer.Argument(help="A model folder, a stage's folder, a hub name, or a recipe."),
+    ],
+    questions: Annotated[
+        str | None,
+        typer.Option(help="Held-out questions, as data.test takes them; a recipe's validation."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--teacher", help="Which of the recipe's teachers.")
+    ] = None,
+    ratios: Annotated[
+        str, typer.Option(help="Ratios to test, parted by commas.")
+    ] = "0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.7",
+    sample: Annotated[int, typer.Option(help="Questions at most.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    tolerance: Annotated[float, typer.Option(help="How much accuracy may be lost.")] = 0.02,
+    per: Annotated[
+        list[str] | None,
+        typer.Option(help="Sensitivity too, by part, block or layer. Repeatable; costs time."),
+    ] = None,
+    per_ratio: Annotated[
+        str | None, typer.Option(help="The ratio of --per; the recommended one if not given.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the whole recipe with the result to a new file.")
+    ] = None,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+) -> None:
+    """The largest mask that keeps a teacher working, as max_ratio and step."""
+    from masters.calibration.command import calibrate as measure
+    from masters.calibration.request import read_request
+
+    request = read_request(
+        ratios=ratios, sample=sample, seed=seed, tolerance=tolerance,
+        per=per or (), per_ratio=per_ratio, write=write,
+    )  # fmt: skip
+    measure(
+        teacher, request, name=name, questions=questions, profile=profile, overrides=set_ or (),
+        out=out, command=["masters", *sys.argv[1:]], console=Console(),
+    )  # fmt: skip
 
 
 @app.command()

@@ -81,27 +81,46 @@ def step_questions(schedule: Schedule, n_questions: int, i: int) -> list[int]:
     Batches run over the epochs' orders laid end to end, so within an epoch no question is skipped
     or used twice; a batch that straddles two epochs may hold one question twice.
     """
-    size = schedule.questions_per_step
-    first = i * size
-    found: list[int] = []
-    while len(found) < size:
-        epoch, offset = divmod(first + len(found), n_questions)
+    return _questions_between(schedule, n_questions, i, i + 1).tolist()
+
+
+def _questions_between(schedule: Schedule, n_questions: int, start: int, stop: int) -> np.ndarray:
+    """The questions of iterations ``start`` to ``stop`` one behind the other, repeats kept."""
+    at, end = start * schedule.questions_per_step, stop * schedule.questions_per_step
+    found = [np.empty(0, dtype=np.int64)]
+    while at < end:
+        epoch, offset = divmod(at, n_questions)
         order = _epoch_order(schedule.seed, schedule.key, epoch, n_questions)
-        found.extend(order[offset : offset + size - len(found)].tolist())
-    return found
+        found.append(order[offset : offset + end - at])
+        at += len(found[-1])
+    return np.concatenate(found)
 
 
 def pairs(
     schedule: Schedule, n_questions: int, start: int = 0, stop: int | None = None
-) -> list[tuple[int, int]]:
-    """Every distinct (question index, ratio) of iterations ``start`` to ``stop``, by first use."""
+) -> np.ndarray:
+    """Every distinct (question index, ratio) of iterations ``start`` to ``stop``, by first use.
+
+    Returns:
+        int64 [P, 2]: millions of pairs are planned without an object for each.
+    """
     total = iterations(n_questions, schedule)
-    found: dict[tuple[int, int], None] = {}
-    for i in range(start, total if stop is None else stop):
-        ratio = ratio_at(i, schedule, total)
-        for index in step_questions(schedule, n_questions, i):
-            found.setdefault((index, ratio))
-    return list(found)
+    stop = total if stop is None else stop
+    indices = _questions_between(schedule, n_questions, start, stop)
+    of_step = np.array([ratio_at(i, schedule, total) for i in range(start, stop)], dtype=np.int64)
+    ratios = np.repeat(of_step, schedule.questions_per_step)
+    return distinct(np.stack([indices, ratios], axis=1))
+
+
+def distinct(pairs_P2: np.ndarray) -> np.ndarray:
+    """The pairs without repetitions, by first use.
+
+    Args:
+        pairs_P2: whole numbers from 0 up, the second below 2^20, as ratios per 10,000 are.
+    """
+    keys = (pairs_P2[:, 0] << 20) + pairs_P2[:, 1]
+    _, first = np.unique(keys, return_index=True)
+    return pairs_P2[np.sort(first)]
 
 
 @lru_cache(maxsize=4)

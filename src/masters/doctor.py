@@ -27,7 +27,10 @@ _NEEDED = (
     "safetensors",
     "pydantic",
 )
-_OPTIONAL = ("torchvision", "datasets", "matplotlib", "tensorboard", "wandb", "vllm", "deepspeed")
+_OPTIONAL = (
+    "torchvision", "datasets", "matplotlib", "tensorboard", "wandb", "peft", "bitsandbytes",
+    "flash-attn", "vllm", "deepspeed",
+)  # fmt: skip
 _HASHES = "hashes.json"
 _BLOCK = 2**22
 

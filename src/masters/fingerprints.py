@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -26,7 +27,7 @@ _MODEL_TEXTS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_NOT_CONTENT = frozenset({"name"})
+_NOT_CONTENT = frozenset({"name", "side"})
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _LARGEST_HEADER = 100 * 2**20
 
@@ -36,6 +37,9 @@ class Contents:
 
     Args:
         count: stands in for the number of questions of files that are not here yet.
+
+    ``absent`` collects what is not here: data files, and the weights of models whose folder holds
+    only a configuration.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -59,7 +63,7 @@ class Contents:
         return self._data[key]
 
     def _open(self, source: DataSource, key: str) -> tuple[str, int]:
-        if not isinstance(source, ScenesSource) and not Path(source.path).exists():
+        if not isinstance(source, ScenesSource) and not _is_there(source.path):
             if self.count is None:
                 raise DataError(
                     f"{source.path}: no such file or folder; expected {source.kind} data. Correct "
@@ -79,7 +83,7 @@ class Contents:
         if key not in self._models:
             folder = Path(path).expanduser()
             if folder.is_dir():
-                self._models[key] = {"files": _model_files(folder)}
+                self._models[key] = {"files": self._model_files(path, folder)}
             elif _HUB_NAME.match(path):
                 self._models[key] = {"hub": path, "revision": revision or "main"}
             else:
@@ -88,6 +92,30 @@ class Contents:
                     f"folder or owner/name"
                 )
         return self._models[key]
+
+    def _model_files(self, path: str, folder: Path) -> dict[str, Any]:
+        """Small text files by hash; weight files by header and size, not by their bytes.
+
+        A folder that holds a configuration and no weights is noted as absent.
+        """
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: has no config.json; expected a transformers model folder")
+        found: dict[str, Any] = {}
+        for name in _MODEL_TEXTS:
+            if (folder / name).is_file():
+                found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            self.absent.append(f"{path}/*.safetensors")
+        for file in weights:
+            found[file.name] = [file.stat().st_size, hashlib.sha256(_header(file)).hexdigest()]
+        return found
+
+
+def _is_there(path: str) -> bool:
+    """Whether a data source's path is on disk, or a pattern that something there fits."""
+    found = Path(path).expanduser()
+    return found.exists() or bool(glob.glob(str(found)))
 
 
 def stage_fingerprint(spec: StageSpec, inputs: Mapping[str, str], contents: Contents) -> str:
@@ -119,22 +147,6 @@ def _content(value: Any, contents: Contents) -> Any:
             return [_content(item, contents) for item in value]
         case _:
             return value
-
-
-def _model_files(folder: Path) -> dict[str, Any]:
-    """Small text files by hash; weight files by header and size, not by their bytes."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: has no config.json; expected a transformers model folder")
-    found: dict[str, Any] = {}
-    for name in _MODEL_TEXTS:
-        if (folder / name).is_file():
-            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{folder}: has no .safetensors file; expected the model's weights")
-    for path in weights:
-        found[path.name] = [path.stat().st_size, hashlib.sha256(_header(path)).hexdigest()]
-    return found
 
 
 def _header(path: Path) -> bytes:

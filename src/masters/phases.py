@@ -1,50 +1,25 @@
-"""From a recipe to its stages: names, specs, and which stage reads which.
-
-A draft knows nothing of folders or fingerprints; `plan` adds those.
-"""
+"""From a recipe to its stages: names, specs, and which stage reads which."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from masters import lineage
 from masters.curriculum import iterations, mask_stages
-from masters.ratios import ratio_parts
-from masters.recipe import (
-    DataSource,
-    ModelSource,
-    Nll,
-    Optimiser,
-    Phase,
-    Precision,
-    Recipe,
-    Sft,
-)
+from masters.drafts import WHOLE_ONLY, Draft, Drafts, Opened, as_role
+from masters.evaluation_drafts import draft_evaluations
+from masters.lineage import STUDENT, Version
+from masters.recipe import Phase, Recipe
 from masters.specs import (
-    EvaluateSpec,
     GenerateSpec,
     JudgeSpec,
-    MaskSpec,
     ModelRef,
     Schedule,
     ScoreSpec,
     Side,
-    StageSpec,
-    TinyInit,
     TrainSpec,
-    ValidationSpec,
 )
-
-WHOLE_ONLY = (0,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A stage before it has a folder; ``inputs``: role -> name of the stage it reads."""
-
-    name: str
-    spec: StageSpec
-    inputs: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +32,12 @@ class Stretch:
     round: int
 
 
-def limited(source: DataSource, *limits: int | None) -> DataSource:
-    """The first questions of the source, as many as the tightest limit allows."""
-    given = [limit for limit in (source.limit, *limits) if limit is not None]
-    return source.model_copy(update={"limit": min(given)}) if given else source
-
-
 def phase_name(index: int, phase: Phase) -> str:
-    """``0-large``, or ``0`` where no teacher takes part."""
-    return str(index) if phase.teacher is None else f"{index}-{phase.teacher}"
+    """``0-large``, ``0`` without a teacher; ``0-large-to-mid`` where another than the student is
+    trained."""
+    taught = "" if phase.teacher is None else f"-{phase.teacher}"
+    learns = "" if phase.student == STUDENT else f"-to-{phase.student}"
+    return f"{index}{taught}{learns}"
 
 
 def phase_schedule(recipe: Recipe, index: int) -> Schedule:
@@ -88,171 +60,80 @@ def draft_stages(recipe: Recipe, n_questions: int) -> tuple[Draft, ...]:
     Args:
         n_questions: the size of ``data.train``, limits applied.
     """
-    return tuple(_Drafting(recipe, n_questions).everything())
+    drafts = Drafts(recipe)
+    drafts.model(Version(model=STUDENT), "student")
+    for source in recipe.models.teachers:
+        drafts.model(Version(model=source.name), "teacher")
+    for index in range(len(recipe.method.phases)):
+        drafts.ends.append(_Phase(drafts, index, n_questions).drafted())
+    draft_evaluations(drafts)
+    return tuple(drafts.by_name.values())
 
 
-class _Drafting:
-    """Collects the drafts of one recipe."""
+class _Phase:
+    """Drafts one phase: who answers, who judges and scores, who is trained.
 
-    def __init__(self, recipe: Recipe, n_questions: int) -> None:
-        self.recipe = recipe
-        self.n_questions = n_questions
-        self.drafts: dict[str, Draft] = {}
-        self.train = limited(recipe.data.train, recipe.data.limit)
-        self.precision: Precision = recipe.method.optimiser.precision
+    The phases before it have been drafted.
+    """
 
-    def everything(self) -> Sequence[Draft]:
-        student, student_inputs = self.model(self.recipe.models.student, "student")
-        for teacher in self.recipe.models.teachers:
-            self.model(teacher, "teacher")
-        run_start = (student, dict(student_inputs))
-        start = run_start
-        for index in range(len(self.recipe.method.phases)):
-            last = self.phase(index, start, run_start)
-            start = (ModelRef(role="student"), {"student": last})
-        self.evaluations(run_start, start)
-        return list(self.drafts.values())
+    def __init__(self, drafts: Drafts, index: int, n_questions: int) -> None:
+        recipe = drafts.recipe
+        phases = recipe.method.phases
+        self.drafts, self.recipe, self.method = drafts, recipe, recipe.method
+        self.phase = phases[index]
+        self.name = phase_name(index, self.phase)
+        self.schedule = phase_schedule(recipe, index)
+        self.total = iterations(n_questions, self.schedule)
+        self.learner = lineage.learner(phases, index)
+        self.teacher = lineage.teacher(phases, index)
+        self.policy = next((t for t in recipe.method.objective if t.kind == "grpo"), None)
+        self.asks = any(term.on == "responses" for term in recipe.method.objective)
 
-    def add(self, name: str, spec: StageSpec, inputs: Mapping[str, str]) -> str:
-        self.drafts[name] = Draft(name=name, spec=spec, inputs=dict(inputs))
-        return name
-
-    # ---------------------------------------------------------------------------------- models
-
-    def model(self, source: ModelSource, role: str) -> tuple[ModelRef, dict[str, str]]:
-        """How a stage refers to the model in ``role``, and the inputs that takes."""
-        if source.tiny is None:
-            return ModelRef(path=source.path, revision=source.revision), {}
-        name = f"model/{source.name}"
-        if name not in self.drafts:
-            assert source.sft is not None
-            self.add(name, self.taught(name, source.tiny, source.sft), {})
-        return ModelRef(role=role), {role: name}
-
-    def taught(self, name: str, preset: str, sft: Sft) -> TrainSpec:
-        """A tiny model's supervised training; smoke-run limits don't touch it."""
-        recipe = self.recipe
-        return TrainSpec(
-            name=name,
-            init=TinyInit(preset=preset, seed=sft.seed, texts=recipe.data.train),
-            data=sft.data or recipe.data.train,
-            prompt=recipe.prompt,
-            seed=sft.seed,
-            schedule=Schedule(
-                key="sft",
-                seed=sft.seed,
-                epochs="1",
-                questions_per_step=sft.questions_per_step,
-                iterations=sft.steps,
-            ),
-            start=0,
-            stop=sft.steps,
-            objective=(Nll(on="labels"),),
-            optimiser=Optimiser(
-                lr=sft.lr,
-                questions_per_step=sft.questions_per_step,
-                weight_decay=sft.weight_decay,
-                precision="fp32",
-                betas=sft.betas,
-                schedule=sft.schedule,
-                warmup_steps=sft.warmup_steps,
-            ),
-            min_group=1,
-            validation=self.watched(sft.validate_every or max(1, sft.steps // 10), None),
-            max_new_tokens=recipe.method.responses.max_new_tokens,
-        )
-
-    def mask(self, teacher: str, ratios: tuple[int, ...], phase: Phase | None) -> dict[str, str]:
-        """The ``thresholds`` input for these ratios; empty where none is above 0."""
-        above = tuple(ratio for ratio in ratios if ratio > 0)
-        if not above:
-            return {}
-        reference, inputs = self.model(self.teacher(teacher), "teacher")
-        mask = phase.mask if phase else None
-        spec = MaskSpec(
-            teacher=reference,
-            ratios=above,
-            **({} if mask is None else mask.model_dump(include={"parts", "include", "exclude"})),
-        )
-        same = (d.name for d in self.drafts.values() if d.spec == spec and d.inputs == inputs)
-        found = next(same, None)
-        if found is None:
-            taken = sum(name.split("/")[:2] == ["mask", teacher] for name in self.drafts)
-            name = f"mask/{teacher}" + (f"/{taken}" if taken else "")
-            found = self.add(name, spec, inputs)
-        return {"thresholds": found}
-
-    def teacher(self, name: str) -> ModelSource:
-        return next(teacher for teacher in self.recipe.models.teachers if teacher.name == name)
-
-    # ---------------------------------------------------------------------------------- phases
-
-    def phase(
-        self,
-        index: int,
-        start: tuple[ModelRef, dict[str, str]],
-        run_start: tuple[ModelRef, dict[str, str]],
-    ) -> str:
-        """Adds one phase; returns the name of its last train stage.
-
-        Args:
-            start: the student that starts the phase; ``run_start``: the one that starts the run.
-        """
-        phase, method = self.recipe.method.phases[index], self.recipe.method
-        name = phase_name(index, phase)
-        schedule = phase_schedule(self.recipe, index)
-        total = iterations(self.n_questions, schedule)
-        asks = any(term.on == "responses" for term in method.objective)
-        policy = next((term for term in method.objective if term.kind == "grpo"), None)
-        reference = run_start if policy and policy.reference == "run" else start
-        resampled = asks and method.responses.student > 0 and method.responses.resample != "phase"
-        stretches = [Stretch(suffix="", start=0, stop=total, round=0)]
-        if resampled:
-            stretches = [
-                Stretch(suffix=f"/{m}", start=first, stop=stop, round=m)
-                for m, (_, first, stop) in enumerate(mask_stages(schedule, total))
-            ]
-        thresholds = self.mask(phase.teacher, schedule.ratios, phase) if phase.teacher else {}
+    def drafted(self) -> str:
+        """Adds the phase's stages; returns the name of its last train stage."""
+        teacher, responses = self.teacher, self.method.responses
+        mask, ratios = self.phase.mask, self.schedule.ratios
+        thresholds = self.drafts.mask(teacher, ratios, mask) if teacher else {}
         shared: dict[str, str] = {}
-        if asks and method.responses.teacher > 0:
-            assert phase.teacher is not None
-            model, model_inputs = self.model(self.teacher(phase.teacher), "model")
-            whole = Stretch(suffix="", start=0, stop=total, round=0)
-            stage = self.generate(
-                "teacher", name, whole, model, {**model_inputs, **thresholds}, schedule
-            )
-            shared = self.judged_and_scored("teacher", name, "", stage, reference)
-        previous = ""
-        student, student_inputs = start
-        for stretch in stretches:
+        if self.asks and responses.teacher > 0:
+            assert teacher is not None
+            model, inputs = self.drafts.model(teacher, "model")
+            whole = Stretch(suffix="", start=0, stop=self.total, round=0)
+            stage = self.generate("teacher", whole, (model, {**inputs, **thresholds}))
+            shared = self.judged_and_scored("teacher", "", stage)
+        student = self.drafts.model(self.learner, "student")
+        for stretch in self.stretches():
             own: dict[str, str] = {}
-            if asks and method.responses.student > 0:
-                model, model_inputs = _as_role("model", student, student_inputs)
-                stage = self.generate("student", name, stretch, model, model_inputs, schedule)
-                own = self.judged_and_scored("student", name, stretch.suffix, stage, reference)
-            inputs = {**student_inputs, **thresholds, **shared, **own}
-            previous = self.trained(index, stretch, student, inputs, schedule)
-            student, student_inputs = ModelRef(role="student"), {"student": previous}
-        return previous
+            if self.asks and responses.student > 0:
+                stage = self.generate("student", stretch, as_role("model", student))
+                own = self.judged_and_scored("student", stretch.suffix, stage)
+            reference, inputs = student
+            name = self.trained(stretch, reference, {**inputs, **thresholds, **shared, **own})
+            student = ModelRef(role="student"), {"student": name}
+        return student[1]["student"]
 
-    def generate(
-        self,
-        source: Side,
-        phase: str,
-        stretch: Stretch,
-        model: ModelRef,
-        inputs: Mapping[str, str],
-        schedule: Schedule,
-    ) -> str:
-        responses = self.recipe.method.responses
+    def stretches(self) -> list[Stretch]:
+        """The phase as a whole, or by mask stage where the student answers anew for each."""
+        responses = self.method.responses
+        if not self.asks or responses.student == 0 or responses.resample == "phase":
+            return [Stretch(suffix="", start=0, stop=self.total, round=0)]
+        return [
+            Stretch(suffix=f"/{m}", start=first, stop=stop, round=m)
+            for m, (_, first, stop) in enumerate(mask_stages(self.schedule, self.total))
+        ]
+
+    def generate(self, source: Side, stretch: Stretch, model: Opened) -> str:
+        """The stage in which ``model`` answers; returns its name."""
+        responses, schedule = self.method.responses, self.schedule
         if source == "student":
             schedule = schedule.model_copy(update={"ratios": WHOLE_ONLY})
+        reference, inputs = model
         spec = GenerateSpec(
             source=source,
-            model=model,
-            data=self.train,
+            model=reference,
+            data=self.drafts.train_data,
             prompt=self.recipe.prompt,
-            seed=self.recipe.method.seed,
+            seed=self.method.seed,
             schedule=schedule,
             start=stretch.start,
             stop=stretch.stop,
@@ -264,155 +145,67 @@ class _Drafting:
             repetition_penalty=responses.repetition_penalty,
             max_new_tokens=responses.max_new_tokens,
             engine=responses.engine,
-            precision=responses.precision or self.precision,
+            precision=responses.precision or self.drafts.precision,
             on_full_cross=responses.full_cross and source == "teacher",
         )
-        return self.add(f"generate/{phase}/{source}{stretch.suffix}", spec, inputs)
+        return self.drafts.add(f"generate/{self.name}/{source}{stretch.suffix}", spec, inputs)
 
-    def judged_and_scored(
-        self,
-        source: Side,
-        phase: str,
-        suffix: str,
-        responses: str,
-        reference: tuple[ModelRef, dict[str, str]],
-    ) -> dict[str, str]:
+    def judged_and_scored(self, source: Side, suffix: str, responses: str) -> dict[str, str]:
         """The train inputs that come from one store of responses."""
-        method = self.recipe.method
-        policy = next((term for term in method.objective if term.kind == "grpo"), None)
+        method, drafts, policy = self.method, self.drafts, self.policy
         found = {f"responses.{source}": responses}
         if policy and method.rewards.accuracy:
-            judge = JudgeSpec(source=source, data=self.train, rule=method.rewards.accuracy)
-            name = f"judge/{phase}/{source}{suffix}"
-            found[f"rewards.{source}"] = self.add(name, judge, {"responses": responses})
+            judge = JudgeSpec(source=source, data=drafts.train_data, rule=method.rewards.accuracy)
+            name = f"judge/{self.name}/{source}{suffix}"
+            found[f"rewards.{source}"] = drafts.add(name, judge, {"responses": responses})
         if policy and policy.kl > 0:
-            model, inputs = _as_role("reference", *reference)
+            came = Version(model=self.phase.student)
+            reference = came if policy.reference == "run" else self.learner
+            model, inputs = drafts.model(reference, "reference")
             score = ScoreSpec(
                 source=source,
                 reference=model,
-                data=self.train,
+                data=drafts.train_data,
                 prompt=self.recipe.prompt,
-                precision=self.precision,
+                precision=drafts.precision,
             )
-            name = f"score/{phase}/{source}{suffix}"
-            found[f"scores.{source}"] = self.add(name, score, {**inputs, "responses": responses})
+            name = f"score/{self.name}/{source}{suffix}"
+            found[f"scores.{source}"] = drafts.add(name, score, {**inputs, "responses": responses})
         return found
 
-    def trained(
-        self,
-        index: int,
-        stretch: Stretch,
-        student: ModelRef,
-        inputs: Mapping[str, str],
-        schedule: Schedule,
-    ) -> str:
-        recipe, method = self.recipe, self.recipe.method
-        phase = method.phases[index]
-        policy = any(term.kind == "grpo" for term in method.objective)
+    def trained(self, stretch: Stretch, student: ModelRef, inputs: Mapping[str, str]) -> str:
+        """The train stage of the stretch; returns its name."""
+        recipe, method, drafts = self.recipe, self.method, self.drafts
         live = any(term.kind == "jsd" for term in method.objective)
-        live = live or (policy and method.rewards.distillation is not None)
+        live = live or (self.policy is not None and method.rewards.distillation is not None)
         teacher: ModelRef | None = None
         inputs = dict(inputs)
-        if live and phase.teacher:
-            teacher, teacher_inputs = self.model(self.teacher(phase.teacher), "teacher")
+        if live and self.teacher:
+            teacher, teacher_inputs = drafts.model(self.teacher, "teacher")
             inputs |= teacher_inputs
         else:
             inputs.pop("thresholds", None)
-        name = f"train/{phase_name(index, phase)}{stretch.suffix}"
+        source = drafts.source(self.learner.model)
+        name = f"train/{self.name}{stretch.suffix}"
         spec = TrainSpec(
             name=name,
             init=student,
             teacher=teacher,
-            data=self.train,
+            data=drafts.train_data,
             prompt=recipe.prompt,
             seed=method.seed,
-            schedule=schedule,
+            schedule=self.schedule,
             start=stretch.start,
             stop=stretch.stop,
             objective=method.objective,
             optimiser=method.optimiser,
-            rewards=method.rewards if policy else None,
+            rewards=method.rewards if self.policy else None,
             signal=method.signal,
-            min_group=2 if policy else 1,
-            validation=self.watched(recipe.validation.every, recipe.data.limit),
+            min_group=2 if self.policy else 1,
+            validation=drafts.watched(recipe.validation.every, recipe.data.limit),
             carry_optimiser=stretch.start > 0,
             max_new_tokens=method.responses.max_new_tokens,
+            freeze=source.freeze,
+            lora=source.lora,
         )
-        return self.add(name, spec, inputs)
-
-    # ---------------------------------------------------------------------------------- checks
-
-    def watched(self, every: int | None, limit: int | None) -> ValidationSpec | None:
-        recipe = self.recipe
-        if recipe.data.validation is None or recipe.validation.every is None or every is None:
-            return None
-        return ValidationSpec(
-            data=limited(recipe.data.validation, limit),
-            questions=recipe.validation.questions,
-            every=every,
-            max_new_tokens=self.answer_tokens(),
-            rule=recipe.evaluation.rule,
-        )
-
-    def answer_tokens(self) -> int:
-        return self.recipe.evaluation.max_new_tokens or self.recipe.method.responses.max_new_tokens
-
-    def evaluations(
-        self,
-        start: tuple[ModelRef, dict[str, str]],
-        final: tuple[ModelRef, dict[str, str]],
-    ) -> None:
-        """The untouched student, the trained one, and the teachers at every ratio of the curve."""
-        evaluation = self.recipe.evaluation
-        self.evaluate("start", _as_role("model", *start), "last", WHOLE_ONLY, {})
-        self.evaluate("student", _as_role("model", *final), evaluation.checkpoint, WHOLE_ONLY, {})
-        for teacher in self.recipe.models.teachers:
-            own = [p for p in self.recipe.method.phases if p.teacher == teacher.name and p.mask]
-            ratios = self.curve(own)
-            thresholds = self.mask(teacher.name, ratios, own[0] if own else None)
-            model = self.model(teacher, "model")
-            self.evaluate(f"teacher-{teacher.name}", model, "last", ratios, thresholds)
-
-    def curve(self, phases: Sequence[Phase]) -> tuple[int, ...]:
-        """The ratios of a teacher's masking curve, falling, 0 included."""
-        evaluation = self.recipe.evaluation
-        ratios = {0}
-        if evaluation.masking_curve and evaluation.masking_ratios is not None:
-            ratios |= {ratio_parts(ratio) for ratio in evaluation.masking_ratios}
-        elif evaluation.masking_curve:
-            ratios |= {ratio for phase in phases if phase.mask for ratio in phase.mask.ratios}
-        return tuple(sorted(ratios, reverse=True))
-
-    def evaluate(
-        self,
-        name: str,
-        model: tuple[ModelRef, dict[str, str]],
-        checkpoint: str,
-        ratios: tuple[int, ...],
-        thresholds: Mapping[str, str],
-    ) -> None:
-        recipe = self.recipe
-        if recipe.data.test is None:
-            return
-        reference, inputs = model
-        spec = EvaluateSpec(
-            model=reference,
-            checkpoint="best" if checkpoint == "best" else "last",
-            data=limited(recipe.data.test, recipe.data.limit, recipe.evaluation.questions),
-            prompt=recipe.prompt,
-            benchmark=recipe.evaluation.benchmark,
-            rule=recipe.evaluation.rule,
-            max_new_tokens=self.answer_tokens(),
-            precision=self.precision,
-            ratios=ratios,
-        )
-        self.add(f"evaluate/{name}", spec, {**inputs, **thresholds})
-
-
-def _as_role(
-    role: str, model: ModelRef, inputs: Mapping[str, str]
-) -> tuple[ModelRef, dict[str, str]]:
-    """The same model under another role."""
-    if model.role is None:
-        return model, {}
-    return ModelRef(role=role), {role: inputs[model.role]}
+        return drafts.add(name, spec, inputs)

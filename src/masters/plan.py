@@ -15,11 +15,12 @@ from typing import Any
 
 from masters.artifacts import atomic_write_text, is_done, read_record
 from masters.curriculum import iterations, mask_stages
+from masters.drafts import Draft, limited
 from masters.errors import RecipeError, StageError
 from masters.fingerprints import Contents, stage_fingerprint
-from masters.phases import Draft, draft_stages, limited, phase_name, phase_schedule
+from masters.phases import draft_stages, phase_name, phase_schedule
 from masters.recipe import Recipe, recipe_from_yaml, resolved_yaml
-from masters.specs import StageSpec
+from masters.specs import ModelRef, StageSpec, TrainSpec
 
 _DIGITS = 12
 
@@ -66,7 +67,9 @@ class Plan:
         name: of the plan's file: the recipe's, with the seed where it is not the recipe's own.
         stages: each after the ones it reads.
         curriculum: the mask stages of all phases, in order.
-        absent: data files that are not here; such a plan can be looked at, not run.
+        questions: the size of ``data.train``, limits applied.
+        absent: data files and model weights that are not here; such a plan can be looked at, not
+            run.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Plan:
     out: Path
     stages: tuple[Stage, ...]
     curriculum: tuple[MaskStage, ...]
+    questions: int
     absent: tuple[str, ...] = ()
 
     @property
@@ -114,6 +118,28 @@ class Plan:
                 found.add(name)
                 waiting.extend(self.by_name[name].inputs.values())
         return found
+
+    def with_origins(self, stage: Stage) -> StageSpec:
+        """The stage's spec, with the models on disk or hub that its student and teacher go back to.
+
+        Training leaves vocabulary and processor as they are, so what a later phase needs of them
+        can be looked at before the first one starts.
+        """
+        spec = stage.spec
+        if not isinstance(spec, TrainSpec) or spec.carry_optimiser:
+            return spec
+        roles = {"init": "student", "teacher": "teacher"}
+        found = {key: self._origin(stage, role) for key, role in roles.items()}
+        return spec.model_copy(update={key: ref for key, ref in found.items() if ref})
+
+    def _origin(self, stage: Stage, role: str) -> ModelRef | None:
+        """Where the weights in ``role`` first came from; None where no stage made or has them."""
+        if role not in stage.inputs:
+            return None
+        while role in stage.inputs:
+            stage, role = self.by_name[stage.inputs[role]], "student"
+        init = getattr(stage.spec, "init", None)
+        return init if isinstance(init, ModelRef) else None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values: what the plan file holds."""
@@ -178,6 +204,7 @@ def make_plan(recipe: Recipe, out: str | Path, *, seed: int | None = None) -> Pl
         out=out,
         stages=tuple(stages.values()),
         curriculum=curriculum,
+        questions=n_questions,
         absent=tuple(dict.fromkeys(contents.absent)),
     )
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from masters import lineage
 from masters.plan import MaskStage, Plan, Stage
 from masters.ratios import ratio_text
 from masters.run import REPORT, report_is_done
+
+if TYPE_CHECKING:  # its module imports torch, which plans do without
+    from masters.sizes import ModelSize, PlanSizes
 
 _COLOURS = {"done": "green", "to do": "yellow"}
 
@@ -55,12 +61,27 @@ def _line(plan: Plan, stage: Stage, width: int) -> Text:
 
 
 def _schedules(plan: Plan) -> list[RenderableType]:
-    """One table for all phases: which ratio for how many iterations and questions."""
-    table = Table("phase", "mask ratio", "iterations", "questions", box=None, pad_edge=False)
-    for phase, parts in groupby(plan.curriculum, key=lambda part: part.phase):
-        for number, part in enumerate(parts):
-            table.add_row(phase if number == 0 else "", *_cells(part))
-    return [Text(), table]
+    """One table for all phases: which ratio for how many iterations and questions.
+
+    Where there are several phases it also says who teaches and who learns, in which state.
+    """
+    phases = plan.recipe.method.phases
+    ladder = ("teacher", "who learns") if len(phases) > 1 else ()
+    heads = ("phase", *ladder, "mask ratio", "iterations", "questions")
+    table = Table(*heads, box=None, pad_edge=False)
+    states: dict[lineage.Version, None] = {}
+    stretches = groupby(plan.curriculum, key=lambda part: part.phase)
+    for index, (phase, parts) in enumerate(stretches):
+        teacher, learner = lineage.teacher(phases, index), lineage.learner(phases, index)
+        states |= dict.fromkeys(state for state in (teacher, learner) if state)
+        first = (phase, *((teacher.name if teacher else "none", learner.name) if ladder else ()))
+        for part in parts:
+            table.add_row(*first, *_cells(part))
+            first = ("",) * len(first)
+    later = [
+        f"{s.name}: {s.model} as phase {s.phase} left it" for s in states if s.phase is not None
+    ]
+    return [Text(), table, *([Text("; ".join(later), "dim")] if later else [])]
 
 
 def _cells(part: MaskStage) -> tuple[str, str, str]:
@@ -69,3 +90,63 @@ def _cells(part: MaskStage) -> tuple[str, str, str]:
         f"{part.start} to {part.stop - 1}",
         str(part.questions),
     )
+
+
+def sizes_tables(sizes: PlanSizes) -> RenderableType:
+    """A column for each model, then what the plan amounts to."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for model in sizes.models:
+        table.add_column(_titled(model), justify="right", overflow="fold")
+    columns = [_size_rows(model) for model in sizes.models]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
+    responses = sizes.responses
+    work = Text(
+        f"{sizes.questions:,} questions, {sum(responses.values()):,} responses to generate "
+        f"({responses['teacher']:,} by teachers, {responses['student']:,} by the student), "
+        f"{sizes.steps:,} optimiser steps"
+    )
+    return Group(Text(), table, Text(), work)
+
+
+def _titled(model: ModelSize) -> str:
+    return model.name if model.name == model.role else f"{model.role} {model.name}"
+
+
+def _size_rows(model: ModelSize) -> dict[str, str]:
+    """One column: label -> cell, the same labels for every model."""
+    masked = [
+        f"{one.tensors:,}" if one.tensors == one.matrices else f"{one.tensors:,} ({one.matrices:,})"
+        for one in model.masked
+    ]
+    shares = [f"{one.parameters / model.parameters:.1%}" for one in model.masked]
+    names = ("language", "projector", "vision", "other")
+    return {
+        "": Path(model.path).name,
+        "parameters": f"{model.parameters:,}",
+        **{f"  {name}": f"{model.parts[name]:,}" for name in names},
+        "rows of the head": f"{model.head_rows:,}",
+        "masked tensors": _joined(masked),
+        "masked parameters": _joined([f"{one.parameters:,}" for one in model.masked]),
+        "  share": _joined(shares),
+        "checkpoint": byte_text(model.checkpoint_bytes),
+        "largest tensor": byte_text(model.largest.bytes),
+        "training state": "-" if model.training_bytes is None else byte_text(model.training_bytes),
+        "teaching weights": "-" if model.memory_bytes is None else byte_text(model.memory_bytes),
+    }
+
+
+def _joined(cells: list[str]) -> str:
+    """The phases' cells, once where they agree; - where there is none."""
+    return ", ".join(dict.fromkeys(cells)) or "-"
+
+
+def byte_text(count: int) -> str:
+    """Bytes in the largest decimal unit that leaves at least 1."""
+    amount, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"

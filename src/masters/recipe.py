@@ -33,6 +33,7 @@ from masters.recipe_parts import DatasetsSource as DatasetsSource
 from masters.recipe_parts import JsonlSource as JsonlSource
 from masters.recipe_parts import LlavaSource as LlavaSource
 from masters.recipe_parts import ScenesSource as ScenesSource
+from masters.recipe_parts import WebdatasetSource as WebdatasetSource
 
 
 class Data(Section):
@@ -71,6 +72,22 @@ class Sft(Section):
     """Validate every so many steps; null: ten times in all."""
 
 
+class Lora(Section):
+    """Low-rank adapters in place of the student's own weights: package peft.
+
+    Only they are trained; at the end of each phase they are merged into the student.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    """The adapters' weight, over the rank: W + alpha / rank * B A."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("language",)
+    """Which parts of the student get adapters."""
+    targets: tuple[str, ...] = ()
+    """Patterns of module names; empty: every Linear layer of those parts. Never the head."""
+
+
 class ModelSource(Section):
     """A model from a folder or the hub (``path``), or a tiny one made on the spot (``tiny``)."""
 
@@ -84,6 +101,10 @@ class ModelSource(Section):
     """A preset of a tiny model with the architecture of a real one."""
     sft: Sft | None = None
     """How the tiny model is taught; it becomes a train stage of its own."""
+    freeze: tuple[Part, ...] = ()
+    """Parts of the student that keep their weights; the output head counts as language."""
+    lora: Lora | None = None
+    """Train low-rank adapters only, of the student; null: the weights themselves."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSource:
@@ -96,7 +117,7 @@ class Models(Section):
 
     student: ModelSource
     teachers: tuple[ModelSource, ...] = ()
-    """Smallest first. Each has a name that phases refer to."""
+    """Smallest first. Each has a name that phases refer to, as their teacher or as who learns."""
 
 
 class Prompt(Section):
@@ -144,7 +165,10 @@ class Phase(Section):
     """One place in the curriculum: a teacher and its masking schedule over the questions."""
 
     teacher: str | None = None
-    """The name of one of ``models.teachers``; null where the objective needs none."""
+    """The name of one of ``models.teachers``, or of the student once a phase has trained it: as it
+    stands when the phase begins; ``name@0`` means it as phase 0 left it. null: none is needed."""
+    student: str = "student"
+    """Who is trained: the student, or one of ``models.teachers`` that teaches in a later phase."""
     mask: Mask | None = None
     """null: the teacher is never masked."""
     epochs: Annotated[Exact, Field(gt=0)] = Decimal(1)
@@ -248,7 +272,9 @@ class Optimiser(Section):
     weight_decay: NotNegative = 0.0
     clip_norm: Positive = 1.0
     precision: Precision = "bf16"
-    """Compute precision; trained weights and moments are fp32 always."""
+    """Compute precision; trained weights are fp32 always."""
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """Adam's two moments: 8bit takes 2 bytes a trained parameter, not 8 (package bitsandbytes)."""
     betas: tuple[Unit, Unit] = (0.9, 0.999)
     eps: Positive = 1e-8
     schedule: Literal["constant", "linear"] = "constant"
@@ -262,7 +288,7 @@ class Method(Section):
     seed: int = 0
     """Of plan, sampling and order; a tiny model's own seed is its own."""
     phases: tuple[Phase, ...] = Field(min_length=1)
-    """In order; the student is carried over."""
+    """In order; a model goes on from where the last phase that trained it left it."""
     responses: Responses = Responses()
     rewards: Rewards = Rewards()
     signal: Literal["live", "hidden", "topk"] = "live"
@@ -308,19 +334,31 @@ class Runtime(Section):
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu), cpu, cuda, cuda:0 ..."""
+    teacher_device: str = Field(default="same", pattern=r"^(same|cpu|offload|cuda(:[0-9]+)?)$")
+    """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
+    device, its layers kept in the host's memory and brought over when they run."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None
     """CPU threads of each stage; null: torch's choice."""
     micro_batch_questions: Count = 1
     """Questions in one forward and backward pass."""
+    micro_batch_responses: Count | None = None
+    """A question with more distinct responses than this is split over passes; null: never."""
+    group_forward: Literal["auto", "attention", "mask", "repeat"] = "auto"
+    """How the responses to a question share its prompt and image. attention and mask: one row for
+    all of them; repeat: a row for each. auto: what suits the model. Checked on the first batch."""
     generation_batch: Count = 64
     """Responses generated (or questions answered) at a time."""
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """flash_attention_2: package flash-attn, a CUDA device and bf16."""
     checkpoint_every: Count = 200
     """Optimiser steps between checkpoints."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations in the backward pass; auto: on a CUDA device."""
+    images_checked: Count | None = 20_000
+    """Images decoded before the work: all where a data set has no more, else those of so many
+    questions spread over it, and the others when their turn comes. null: always all."""
     workers: Whole = 2
     """Threads that prepare coming batches; 0: the trainer prepares them itself."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
+from masters import lineage
 from masters.errors import RecipeError
+from masters.lineage import MARK, STUDENT
+from masters.parts import PARTS
 from masters.ratios import mask_ratios
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ def consistent(recipe: Recipe) -> None:
     _terms_fed(recipe.method)
     for index, phase in enumerate(recipe.method.phases):
         _phase(recipe, index, phase)
+    for index in range(len(recipe.method.phases)):
+        _has_use(recipe.method, index)
     if recipe.evaluation.checkpoint == "best" and not (
         recipe.data.validation and recipe.validation.every
     ):
@@ -65,14 +70,32 @@ def _teachers_named(recipe: Recipe) -> None:
     for index, teacher in enumerate(recipe.models.teachers):
         if "name" not in teacher.model_fields_set:
             raise _wrong(("models", "teachers", index), "has no name; expected one for phases")
-        if teacher.name in names or teacher.name == "student":
+        if teacher.name in names or teacher.name == STUDENT:
             raise _wrong(
                 ("models", "teachers", index, "name"),
                 f"is {teacher.name!r}, which is taken; expected every model to have its own",
             )
         names.add(teacher.name)
-    if recipe.models.student.name != "student":
+        trained = any(phase.student == teacher.name for phase in recipe.method.phases)
+        for key in ("freeze", "lora"):
+            if getattr(teacher, key) and not trained:
+                raise _wrong(
+                    ("models", "teachers", index, key),
+                    "is set, but no phase trains this teacher; expected it with what is trained",
+                )
+        _left_to_train(teacher, ("models", "teachers", index))
+    _left_to_train(recipe.models.student, ("models", "student"))
+    if recipe.models.student.name != STUDENT:
         raise _wrong(("models", "student", "name"), "cannot be chosen; expected it left out")
+
+
+def _left_to_train(model: ModelSource, where: tuple[str | int, ...]) -> None:
+    at = (*where, "freeze")
+    if set(model.freeze) == set(PARTS):
+        raise _wrong(at, "names every part; expected one that is left to train")
+    both = [part for part in model.freeze if model.lora and part in model.lora.parts]
+    if both:
+        raise _wrong(at, f"names {both[0]}, which lora.parts adapts; expected one of the two")
 
 
 def _available(method: Method) -> None:
@@ -128,11 +151,14 @@ def _terms_fed(method: Method) -> None:
 def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
     at = ("method", "phases", index)
     names = [teacher.name for teacher in recipe.models.teachers]
-    if phase.teacher is not None and phase.teacher not in names:
+    if phase.student not in (STUDENT, *names):
         raise _wrong(
-            (*at, "teacher"),
-            f"is {phase.teacher!r}; expected one of models.teachers: {', '.join(names) or 'none'}",
+            (*at, "student"),
+            f"is {phase.student!r}; expected {STUDENT} or one of models.teachers: "
+            f"{', '.join(names) or 'none'}",
         )
+    if phase.teacher is not None:
+        _teacher(recipe.method, index, phase.teacher, names)
     need = teacher_needed_by(recipe.method)
     if phase.teacher is None and need is not None:
         raise _wrong(at, f"has no teacher, but {need} needs one; expected teacher: <name>")
@@ -142,6 +168,54 @@ def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
         raise _wrong(
             (*at, "mask"),
             "is set, but no term of method.objective asks a teacher; expected no mask",
+        )
+
+
+def _teacher(method: Method, index: int, named: str, names: list[str]) -> None:
+    """``named`` is a model, in a state that it has reached when the phase begins."""
+    at = ("method", "phases", index, "teacher")
+    model, mark, after = named.partition(MARK)
+    if model not in (STUDENT, *names):
+        raise _wrong(
+            at, f"is {named!r}; expected one of models.teachers: {', '.join(names) or 'none'}"
+        )
+    earlier = [k for k, phase in enumerate(method.phases[:index]) if phase.student == model]
+    states = [f"{model}{MARK}{k}" for k in earlier]
+    if mark and after not in [str(k) for k in earlier]:
+        raise _wrong(
+            at,
+            f"is {named!r}, but no phase of that number before this one trains {model}; expected "
+            f"{' or '.join(states) or 'a model as it came, by its name alone'}",
+        )
+    if model == STUDENT and not states:
+        raise _wrong(
+            at,
+            f"is {named!r}, which no phase before this one has trained; expected one of "
+            f"models.teachers: {', '.join(names) or 'none'}",
+        )
+
+
+def _has_use(method: Method, index: int) -> None:
+    """Who is trained can learn something there, and an assistant teaches later."""
+    phases = method.phases
+    phase, teacher = phases[index], lineage.teacher(phases, index)
+    masked = phase.mask is not None and phase.mask.max_ratio > 0
+    only_compared = all(term.kind == "jsd" for term in method.objective)
+    if teacher == lineage.learner(phases, index) and only_compared and not masked:
+        raise _wrong(
+            ("method", "phases", index, "teacher"),
+            f"is {phase.teacher!r}, whole and the very model that this phase starts from, so no "
+            f"divergence is left to learn from; expected an earlier state, a mask or a grpo term",
+        )
+    if phase.student == STUDENT:
+        return
+    left = lineage.Version(model=phase.student, phase=index)
+    later = range(index + 1, len(phases))
+    if not any(left in (lineage.teacher(phases, k), lineage.learner(phases, k)) for k in later):
+        raise _wrong(
+            ("method", "phases", index, "student"),
+            f"is {phase.student!r}, which neither teaches nor learns in a later phase; expected a "
+            f"later phase with teacher: {phase.student}",
         )
 
 

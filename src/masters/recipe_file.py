@@ -93,7 +93,8 @@ def source_from_text(value: Any) -> Any:
     """A data source given as a string, by its ending; anything else unchanged."""
     if not isinstance(value, str):
         return value
-    kind = {".jsonl": "jsonl", ".json": "llava"}.get(Path(value).suffix, "datasets")
+    kinds = {".jsonl": "jsonl", ".json": "llava", ".tar": "webdataset"}
+    kind = kinds.get(Path(value).suffix, "datasets")
     return {"kind": kind, "path": value}
 
 

@@ -71,16 +71,23 @@ class _Source(Section):
 class _Files(_Source):
     offset: Whole = 0
     """Leave out the first so many questions; with ``limit``, one file splits into several sets."""
+    max_image_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 64_000_000
+    """Larger images (width x height) are bad rows: known from the header, nothing is decoded."""
+    max_image_bytes: Count = 64 * 2**20
+    """Larger image files are bad rows."""
 
 
 class JsonlSource(_Files):
-    """JSON lines ``{id, image, question, answer, choices?, kind?}``."""
+    """JSON lines ``{id, image, question, answer, choices?, kind?}``; ``images`` for several."""
 
     kind: Literal["jsonl"] = "jsonl"
     path: str
     """The file."""
     images: str | None = None
-    """The folder image paths are relative to; null: the file's own."""
+    """The folder image paths are relative to (null: the file's own), or tar files that hold the
+    images: ``shards/*.tar``."""
+    allow_urls: bool = False
+    """Images may be http(s) URLs: fetched once, one by one, into the cache folder."""
 
 
 class LlavaSource(_Files):
@@ -90,7 +97,10 @@ class LlavaSource(_Files):
     path: str
     """The JSON file."""
     images: str | None = None
-    """The folder image paths are relative to; null: the file's own."""
+    """The folder image paths are relative to (null: the file's own), or tar files that hold the
+    images: ``shards/*.tar``."""
+    allow_urls: bool = False
+    """Images may be http(s) URLs: fetched once, one by one, into the cache folder."""
 
 
 class Columns(Section):
@@ -106,13 +116,33 @@ class Columns(Section):
 
 
 class DatasetsSource(_Files):
-    """A folder written by ``datasets.save_to_disk``, or one of Parquet files with image columns."""
+    """A folder written by ``datasets.save_to_disk``, or Parquet files with a column of images."""
 
     kind: Literal["datasets"] = "datasets"
     path: str
-    """The folder."""
+    """The folder, or one Parquet file."""
     split: str = "train"
     columns: Columns = Columns()
+
+
+class Fields(Section):
+    """Which field of a sample holds what: a key of its JSON, or a text member's ending."""
+
+    id: str | None = "id"
+    """Where there is none: the shard's name and the sample's key."""
+    question: str = "question"
+    answer: str = "answer"
+    choices: str | None = "choices"
+    kind: str | None = "kind"
+
+
+class WebdatasetSource(_Files):
+    """Tar shards of samples: members that share a name up to the first dot (WebDataset)."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str
+    """A tar file, a folder of them, or a pattern such as ``shards/*.tar``."""
+    columns: Fields = Fields()
 
 
 class ScenesSource(_Source):
@@ -132,8 +162,8 @@ class ScenesSource(_Source):
 
 
 DataSource = Annotated[
-    JsonlSource | LlavaSource | DatasetsSource | ScenesSource,
+    JsonlSource | LlavaSource | DatasetsSource | WebdatasetSource | ScenesSource,
     Field(discriminator="kind"),
     BeforeValidator(recipe_file.source_from_text),
 ]
-"""Where questions come from; text is read by its ending: .jsonl, .json (LLaVA), or a folder."""
+"""Where questions come from; text is read by its ending: .jsonl, .json (LLaVA), .tar, a folder."""

@@ -34,6 +34,7 @@ from masters.specs import (
     MaskSpec,
     ReportSpec,
     ScoreSpec,
+    StageSpec,
     TinyInit,
     TrainSpec,
 )
@@ -61,8 +62,18 @@ PRELOAD = (
 
 def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
     """Runs one stage; returns the metrics its record keeps."""
-    if not isinstance(spec, ReportSpec):
-        configure(context.runtime)
+    if isinstance(spec, ReportSpec):
+        from masters.stages import report
+
+        return report.run(spec, context)
+    configure(context.runtime)
+    from masters.stages.out_of_memory import explained
+
+    with explained(spec, context.runtime):
+        return _computed(spec, context)
+
+
+def _computed(spec: StageSpec, context: StageContext) -> Mapping[str, Any]:
     match spec:
         case TrainSpec():
             from masters.stages import train
@@ -88,10 +99,6 @@ def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
             from masters.stages import evaluate
 
             return evaluate.run(spec, context)
-        case ReportSpec():
-            from masters.stages import report
-
-            return report.run(spec, context)
         case _:
             assert_never(spec)
 
@@ -150,7 +157,7 @@ def _run_plans(
     console: Console,
 ) -> None:
     _runnable(plans)
-    _quiet_libraries()
+    quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
     stages = [name for name in targets if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
@@ -160,7 +167,10 @@ def _run_plans(
             tidy(stage.folder)  # where a kill came between its record and this
         else:
             todo.append(task)
-    check(task.spec for task in todo)
+    opened = {stage.folder: plan.with_origins(stage) for plan in plans for stage in plan.stages}
+    checked = [plan.recipe.runtime.images_checked for plan in plans]
+    at_most = None if None in checked else max(n for n in checked if n is not None)
+    check((opened[task.folder] for task in todo), images_checked=at_most)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
@@ -242,8 +252,8 @@ def _runnable(plans: Sequence[Plan]) -> None:
     absent = [path for plan in plans for path in plan.absent]
     if absent:
         raise StageError(
-            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count can be "
-            f"looked at, not run. Put the files there"
+            f"{', '.join(dict.fromkeys(absent))}: not here; a plan made from data.count, or from a "
+            f"model's configuration alone, can be looked at, not run. Put the files there"
         )
     if len({plan.out for plan in plans}) > 1:
         raise StageError("the plans have different output folders; expected one for all")
@@ -391,7 +401,7 @@ def _failure(task: Task, text: str) -> str:
     )
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences the chatter of libraries in this process and its children."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name, value in {

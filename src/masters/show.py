@@ -26,6 +26,7 @@ Row = dict[str, Any]
 Key = tuple[str, int, int, int]
 
 _MAX_SUGGESTIONS = 5
+_COMPARED = 20_000  # ids looked through for near ones: comparing texts is slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +154,14 @@ def _find(plan: Plan, stage: Stage, question_id: str) -> tuple[Question, Questio
         )
     ids = questions.ids
     if question_id in ids:
-        return questions[list(ids).index(question_id)], questions
-    near = difflib.get_close_matches(question_id, ids, n=_MAX_SUGGESTIONS, cutoff=0.4)
+        return questions[questions.find(question_id)], questions
+    some = ids[:_COMPARED]
+    near = difflib.get_close_matches(question_id, some, n=_MAX_SUGGESTIONS, cutoff=0.4)
     holders = _holders(plan, question_id)
     where = f"It is in: {', '.join(holders)}." if holders else "No stage of this plan has it."
     raise StageError(
         f"{stage.name}: no question {question_id!r} among its {len(ids):,}; nearest ids: "
-        f"{', '.join(near or list(ids)[:_MAX_SUGGESTIONS])}. {where}"
+        f"{', '.join(near or ids[:_MAX_SUGGESTIONS])}. {where}"
     )
 
 

@@ -15,6 +15,7 @@ from masters.parts import PARTS, Part
 from masters.recipe import (
     AccuracyRule,
     DataSource,
+    Lora,
     Optimiser,
     Precision,
     Prompt,
@@ -25,7 +26,7 @@ from masters.recipe import (
 NUMERICS: dict[str, int] = {
     "train": 1,
     "mask": 1,
-    "generate": 1,
+    "generate": 2,
     "judge": 1,
     "score": 1,
     "evaluate": 1,
@@ -93,7 +94,7 @@ class TrainSpec(Spec):
 
     Roles: ``student`` (the init, unless a path or tiny), ``teacher``, ``thresholds``, and
     ``responses|rewards|scores`` each ``.teacher`` and ``.student``. With ``carry_optimiser`` the
-    folder of ``student`` holds the optimiser too.
+    folder of ``student`` holds the optimiser too, and with ``lora`` the adapters.
     """
 
     kind: Literal["train"] = "train"
@@ -114,6 +115,8 @@ class TrainSpec(Spec):
     validation: ValidationSpec | None = None
     carry_optimiser: bool = False
     max_new_tokens: int
+    freeze: tuple[Part, ...] = ()
+    lora: Lora | None = None
 
 
 class MaskSpec(Spec):
@@ -179,11 +182,12 @@ class ScoreSpec(Spec):
 class EvaluateSpec(Spec):
     """Greedy answers to held-out questions at each of ``ratios`` (0 included).
 
-    Roles: ``model``, ``thresholds`` (when a ratio is above 0).
+    ``side`` says only on which device. Roles: ``model``, ``thresholds`` (when a ratio is above 0).
     """
 
     kind: Literal["evaluate"] = "evaluate"
     model: ModelRef
+    side: Side = "student"
     checkpoint: Literal["last", "best"] = "last"
     data: DataSource
     prompt: Prompt

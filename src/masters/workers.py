@@ -114,10 +114,11 @@ def configure(runtime: Runtime) -> None:
     """Threads and determinism of this process, before a stage computes in it."""
     import torch
 
+    from masters.models.devices import exact_arithmetic
+
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    exact_arithmetic()
 
 
 class Workers:

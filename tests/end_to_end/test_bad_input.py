@@ -163,6 +163,20 @@ def test_another_vocabulary(models: Path, tmp_path: Path) -> None:
     assert nothing_computed(tmp_path / "out")
 
 
+def test_another_vocabulary_in_a_later_phase(models: Path, tmp_path: Path) -> None:
+    """Before the first phase: a student that phase 0 leaves has the vocabulary it came with."""
+    two = [f"{{name: {name}, path: {models / name}}}" for name in ("teacher", "foreign")]
+    taught = f"models.teachers=[{', '.join(two)}]"
+    for phases in (
+        "{teacher: teacher}, {teacher: foreign}",
+        "{student: foreign, teacher: foreign}, {teacher: foreign}",
+    ):
+        sets = (taught, f"method.phases=[{phases}]")
+        message = run_with(models / "student", models / "teacher", tmp_path, *sets)
+        assert "different vocabularies" in message, phases
+        assert nothing_computed(tmp_path / "out")
+
+
 def test_a_teacher_that_sees_nothing(models: Path, tmp_path: Path) -> None:
     message = run_with(models / "student", models / "text", tmp_path)
     assert "'llama' has no vision tower" in message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,37 @@ def test_a_label_over_the_limit_is_left_out_and_counted(tmp_path: Path) -> None:
     folder = folders(tmp_path / "out", "sft")["train/0"]
     assert sum(row["groups/dropped"] for row in lines(folder / "metrics.jsonl")) == 1
     assert read(folder / "record.json")["metrics"]["labels_over_limit"] == 1
+
+
+@pytest.mark.slow
+def test_several_images_in_tar_shards_through_every_stage(tmp_path: Path) -> None:
+    """One picture, two before the question, and two where the markers are, mixed in a batch."""
+    rows = make_rows(tmp_path, 16)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        with tarfile.open(shards / f"{shard}.tar", "w") as tar:
+            for i in range(8 * shard, 8 * shard + 8):
+                shown = [rows[i], rows[(i + 1) % 16]][: 1 + (i % 3 > 0)]
+                for place, row in enumerate(shown):
+                    tar.add(tmp_path / row["image"], f"{i}.{place}.png")
+                fields = {name: rows[i][name] for name in ("id", "question", "answer", "kind")}
+                if i % 3 == 2:
+                    fields["question"] = "what colour is <image> beside <image>?"
+                member = tarfile.TarInfo(f"{i}.json")
+                content = json.dumps(fields).encode()
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    words = ("masters", "--profile", "tiny", "--out", str(tmp_path / "out"))
+    source = Path(f"{{kind: webdataset, path: {shards}}}")
+    succeeds("run", *words, sets=sets_for(source, source))
+    stages = folders(tmp_path / "out")
+    assert len(lines(stages["train/0-teacher"] / "metrics.jsonl")) == 4
+    report = read(tmp_path / "out" / "report" / "report.json")
+    assert {row["n"] for row in report["results"]} == {16}
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert page.count('<div class="images">') > 0
+    said = succeeds("show", "generate/0-teacher/teacher", "--question", "q2", "--out", words[-1])
+    assert "q2-1.png" in said
+    assert "q2-2.png" in said
+    assert said.count("<|image_pad|>") == 2

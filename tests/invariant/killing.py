@@ -224,7 +224,7 @@ def _serve() -> None:
     import masters.stages.score
     import masters.stages.train  # noqa: F401
 
-    masters.run._quiet_libraries()
+    masters.run.quiet_libraries()
     torch.set_num_threads(1)
     _load_what_loads_late()
     for line in sys.stdin:

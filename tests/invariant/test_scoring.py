@@ -135,7 +135,8 @@ def test_another_image_changes_the_distribution(student: Tiny, teacher: Tiny) ->
 def test_a_teacher_that_does_not_see_the_image_is_refused(student: Tiny) -> None:
     from masters.data.scenes import SceneQuestions
     from masters.recipe import Prompt
-    from masters.stages.opening import OpenedModel, Prompts, check_sees_image
+    from masters.stages.opening import OpenedModel, Prompts
+    from masters.stages.sight import check_sees_image
 
     opened = OpenedModel(
         model=student.model, processor=student.processor, ids=student.ids, folder=student.folder
@@ -148,3 +149,17 @@ def test_a_teacher_that_does_not_see_the_image_is_refused(student: Tiny) -> None
             merger.bias.zero_()
     with pytest.raises(ModelError, match="the teacher does not see the image"):
         check_sees_image(opened, prompts, role="teacher")
+
+
+def test_a_question_none_of_whose_responses_can_be_read(student: Tiny, teacher: Tiny) -> None:
+    """They are emptied before they are scored; alone in a batch they make no token at all."""
+    prompt = student.prompts[0]
+    empty = Response(token_ids=(), source="teacher")
+    group = Group(
+        question_id="e", student_prompt=prompt, teacher_prompt=None, responses=(empty, empty)
+    )
+    assert scores(student, [group]) == [[], []]
+    others = make_groups(student, teacher)[:2]
+    together = scores(student, [others[0], group, others[1]])
+    assert len(together) == sum(len(g.responses) for g in others) + 2
+    assert worst([r for r in together if r], scores(student, others)) < 1e-5

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from masters.errors import RecipeError
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe, recipe_from_yaml, resolved_yaml
 from masters.recipe_file import shipped
 from masters.specs import TrainSpec
 
+LADDERS = ("masters_ladder", "masters_ladder_no_mask")
 RECIPES = ("sft", "distill", "distill_responses", "mask_progressive", "masters_no_mask", "masters")
 REAL = """
 models: {student: {path: org/student}, teachers: [{name: teacher, path: org/teacher}]}
 data: {train: train.jsonl, test: test.jsonl, count: 10000}
 """
+MID = REAL.replace("teachers: [", "teachers: [{name: mid, path: org/mid}, ")
 
 
 def tiny(name: str, out: Path) -> Plan:
@@ -32,11 +35,11 @@ def final(plan: Plan) -> TrainSpec:
 
 
 def test_what_is_shipped() -> None:
-    assert shipped() == sorted(RECIPES)
+    assert shipped() == sorted((*RECIPES, *LADDERS))
     assert shipped("recipes/profiles") == ["one_gpu", "tiny"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
 def test_tiny(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, "tiny")
     assert recipe_from_yaml(resolved_yaml(recipe), name) == recipe
@@ -45,10 +48,10 @@ def test_tiny(name: str, tmp_path: Path) -> None:
     assert {"evaluate/start", "evaluate/student", "evaluate/teacher-teacher"} <= set(plan.by_name)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
 def test_one_gpu_with_real_models(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"my_{name}.yaml"
-    path.write_text(f"extends: {name}\n{REAL}")
+    path.write_text(f"extends: {name}\n{MID if name in LADDERS else REAL}")
     plan = make_plan(load_recipe(path, "one_gpu"), tmp_path / "out")
     assert plan.absent == ("train.jsonl", "test.jsonl")
     assert not any(stage.name.startswith("model/") for stage in plan.stages)
@@ -99,6 +102,34 @@ def test_shared_stages(tmp_path: Path) -> None:
     assert {"distill_responses", "masters_no_mask"} in teachers
     assert {"mask_progressive", "masters"} in teachers
     assert list(users("judge/0-teacher/student").values()) == [{"masters", "masters_no_mask"}]
+
+
+def test_ladders_meet_the_mid_teacher_first_and_take_as_many_steps(tmp_path: Path) -> None:
+    whole = final(tiny("masters", tmp_path))
+    students: set[Path] = set()
+    for name, masked in (("masters_ladder", True), ("masters_ladder_no_mask", False)):
+        plan = tiny(name, tmp_path)
+        trained = [stage for stage in plan.stages if stage.name.startswith("train/")]
+        assert [stage.name for stage in trained] == ["train/0-mid", "train/1-teacher"]
+        assert trained[1].inputs["student"] == "train/0-mid"
+        specs = [stage.spec for stage in trained if isinstance(stage.spec, TrainSpec)]
+        assert sum(spec.stop for spec in specs) == whole.stop
+        assert {spec.schedule.ratios for spec in specs} == {
+            whole.schedule.ratios if masked else (0,)
+        }
+        assert {(spec.optimiser, spec.objective) for spec in specs} == {
+            (whole.optimiser, whole.objective)
+        }
+        students.add(plan.by_name["generate/0-mid/student"].folder)
+        for shared in ("model/student", "model/teacher", "evaluate/teacher-teacher"):
+            assert plan.by_name[shared].folder == tiny("masters", tmp_path).by_name[shared].folder
+    assert len(students) == 1, "the student's answers do not depend on the teacher's mask"
+
+
+def test_a_ladder_without_its_mid_teacher_says_so() -> None:
+    teachers = "models.teachers=[{name: teacher, path: a/b}]"
+    with pytest.raises(RecipeError, match=r"is 'mid'; expected one of models\.teachers: teacher"):
+        load_recipe("masters_ladder", "tiny", [teachers])
 
 
 def test_planning_is_quick_and_torch_free() -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from masters.data.images import Images
 from masters.data.questions import Questions, Turn
 from masters.data.sources import open_questions, verify_images
 from masters.errors import DataError
@@ -175,12 +176,14 @@ def test_whole_images_pass_and_are_looked_at_once(
 ) -> None:
     rows = [{**_GOOD, "id": str(i), "image": ("a.png", "b.jpg")[i % 2]} for i in range(6)]
     questions = _open("jsonl", _jsonl(folder, *rows))
-    opened: list[object] = []
-    original = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: (opened.append(path), original(path))[1])
+    opened: list[str] = []
+    original = Images.read
+    monkeypatch.setattr(
+        Images, "read", lambda self, path: (opened.append(path), original(self, path))[1]
+    )
     verify_images(questions)
     verify_images(questions)
-    assert sorted(opened, key=str) == [str(folder / "a.png"), str(folder / "b.jpg")]
+    assert sorted(opened) == [str(folder / "a.png"), str(folder / "b.jpg")]
 
 
 def test_image_removed_after_opening(folder: Path) -> None:

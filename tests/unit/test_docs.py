@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +16,22 @@ import typer
 from PIL import Image
 
 import masters.run
+from masters.calibration.teacher import find_subject
 from masters.cli import app
-from masters.data.jsonl import read_jsonl
-from masters.data.llava import read_llava
+from masters.data.sources import open_questions
 from masters.plan import Plan, make_plan
-from masters.recipe import Recipe, load_recipe
+from masters.recipe import Recipe, load_recipe, resolved_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("architecture", "data", "decisions", "methods")),
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+        )
+    ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCE = ROOT / "src" / "masters"
@@ -97,11 +102,28 @@ def test_settings_of_the_readme_plan(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {"train/0-mid", "train/1-large"} <= set(grown.by_name)
 
 
+def test_ladders_of_the_methods_page_plan(tmp_path: Path) -> None:
+    setting = tmp_path / "setting.yaml"
+    named = ", ".join(f"{{name: {name}, path: o/{name}}}" for name in ("mid", "teacher"))
+    setting.write_text(
+        f"models: {{student: {{path: o/s}}, teachers: [{named}]}}\n"
+        "data: {train: t.jsonl, test: e.jsonl, count: 10000}\n"
+    )
+    ladders = blocks("docs/methods.md", "yaml")
+    last = []
+    for text in ladders:
+        (tmp_path / "ladder.yaml").write_text(text)
+        plan = make_plan(load_recipe(tmp_path / "ladder.yaml", setting), tmp_path)
+        last.append(plan.stage("evaluate/student").inputs["model"])
+    assert last == ["train/1-teacher", "train/1-mid", "train/2-student@0"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs, options and recipes of every command; the settings load."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "qwen.yaml").write_text(blocks("README.md", "yaml")[0])
+    (tmp_path / "calibrated.yaml").write_text(resolved_yaml(load_recipe("masters", "qwen.yaml")))
     verbs: Any = typer.main.get_command(app)
     for words in commands(page):
         verb = verbs.commands[words[0]]
@@ -110,6 +132,14 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         named = given.get("recipes") or ([given["recipe"]] if given.get("recipe") else [])
         for recipe in named:
             load_recipe(recipe, given["profile"], given["set_"] or ())
+        if words[0] == "calibrate":
+            find_subject(
+                given["teacher"],
+                name=given["name"],
+                questions=given["questions"],
+                profile=given["profile"],
+                overrides=given["set_"] or (),
+            )
 
 
 def test_stage_names_of_the_commands_exist(tmp_path: Path) -> None:
@@ -127,14 +157,16 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     for text in blocks(page, "jsonl"):
         (tmp_path / "rows.jsonl").write_text(text)
-        assert len(read_jsonl(tmp_path / "rows.jsonl")) == len(text.splitlines())
+        source = SimpleNamespace(kind="jsonl", path=str(tmp_path / "rows.jsonl"))
+        assert len(open_questions(source)) == len(text.splitlines())
     for text in blocks(page, "json"):
         (tmp_path / "rows.json").write_text(text)
         turns = sum(len(row["conversations"]) for row in json.loads(text))
-        assert len(read_llava(tmp_path / "rows.json")) == turns // 2
+        source = SimpleNamespace(kind="llava", path=str(tmp_path / "rows.json"))
+        assert len(open_questions(source)) == turns // 2
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):

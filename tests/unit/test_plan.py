@@ -13,6 +13,7 @@ from masters.artifacts import write_record
 from masters.errors import DataError, ModelError, RecipeError, StageError
 from masters.plan import Plan, Stage, make_plan, read_plan, write_plan
 from masters.recipe import load_recipe
+from masters.run import run_plan
 from masters.specs import EvaluateSpec, GenerateSpec, MaskSpec, TrainSpec
 
 
@@ -302,6 +303,20 @@ def test_planning_without_the_files(tmp_path: Path) -> None:
         make_plan(load_recipe(real_recipe(tmp_path, "limit: null")), tmp_path / "out")
 
 
+def test_planning_from_a_configuration_alone(tmp_path: Path) -> None:
+    student = model_folder(tmp_path / "student")
+    recipe = load_recipe(real_recipe(tmp_path))
+    before = folders(make_plan(recipe, tmp_path / "out"))
+    (student / "model.safetensors").unlink()
+    plan = make_plan(recipe, tmp_path / "out")
+    assert plan.absent == (f"{tmp_path}/train.jsonl", f"{student}/*.safetensors")
+    assert folders(plan)["train/0-teacher"] != before["train/0-teacher"], "not the real one's"
+    assert folders(plan)["mask/teacher"] == before["mask/teacher"]
+    with pytest.raises(StageError, match=r"student/\*\.safetensors: not here.*not run"):
+        run_plan(plan)
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+
+
 def test_models_are_known_by_content(tmp_path: Path) -> None:
     student = model_folder(tmp_path / "student")
     recipe = load_recipe(real_recipe(tmp_path))
@@ -332,8 +347,6 @@ def test_broken_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is cut"):
         make_plan(recipe, tmp_path)
     weights.unlink()
-    with pytest.raises(ModelError, match=r"no \.safetensors"):
-        make_plan(recipe, tmp_path)
     (student / "config.json").unlink()
     with pytest.raises(ModelError, match=r"no config\.json"):
         make_plan(recipe, tmp_path)

@@ -2,68 +2,72 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 from masters.data.bad_rows import BadRowError
+from masters.data.collector import Collector, Reading, collect
+from masters.data.fields import build_question, wrong_markers
 from masters.data.images import Images
+from masters.data.json_stream import json_items
 from masters.data.jsonl import unreadable
 from masters.data.questions import IMAGE_MARKER, Question, Turn
-from masters.data.rows import Collector, OnBad, RowQuestions, build_question, wrong_markers
+from masters.data.rows import RowQuestions
 from masters.errors import DataError
 
 _HUMAN = frozenset({"human", "user"})
 _MODEL = frozenset({"gpt", "assistant"})
 
 
-def read_llava(
-    path: Path,
-    *,
-    images: Path | None = None,
-    limit: int | None = None,
-    on_bad: OnBad = "error",
-    need_label: bool = True,
-) -> RowQuestions:
+def read_llava(path: Path, *, images: Images, reading: Reading) -> RowQuestions:
     """The questions of a JSON list of ``{"id", "image", "conversations": [{"from", "value"}]}``.
 
     Turn ``t`` (from 0) of row ``id`` becomes the question ``<id>#<t>``. ``image`` may be a list.
     Rows without an image, and turns before the first one, are counted in ``skipped`` under
-    "text-only".
+    "text-only". A bad turn ends its conversation; one that ends with an unanswered question is bad
+    where labels are needed.
 
     Args:
-        path: the file.
-        images: what image paths are relative to; the file's own folder when None.
-        limit: take the first so many usable questions.
-        on_bad: stop at a bad row, or count and skip it; a bad turn ends its conversation.
-        need_label: whether a conversation that ends with an unanswered question is bad.
+        path: the file; its list is read item by item.
+        images: where the images are that rows name.
+        reading: which rows are taken.
 
     Raises:
         DataError: the file cannot be read, a row is bad, or none is usable.
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error, "one JSON list of conversations") from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: holds one {type(rows).__name__}; expected a JSON list of conversations. "
-            "For one object per line use `kind: jsonl`."
-        )
-    found = Images(path.parent if images is None else images)
-    collector = Collector(
-        where=path, images=found, limit=limit, on_bad=on_bad, need_label=need_label
+
+    def take(collector: Collector) -> None:
+        for number, row in enumerate(_entries(path), start=1):
+            if collector.full:
+                break
+            _take(collector, number, row)
+
+    return collect(
+        take,
+        kind="llava",
+        where=path,
+        files=[path, *images.files()],
+        images=images,
+        reading=reading,
+        place=lambda number: f"{path}: entry {number}",
     )
-    for number, row in enumerate(rows, start=1):
-        if collector.full:
-            break
-        _take(collector, found, f"{path}: entry {number}", row)
-    return collector.finish()
 
 
-def _take(collector: Collector, images: Images, place: str, row: object) -> None:
+def _entries(path: Path) -> Iterator[object]:
+    try:
+        yield from json_items(path)
+    except TypeError as error:
+        raise DataError(
+            f"{path}: holds one {error}; expected a JSON list of conversations. "
+            "For one object per line use `kind: jsonl`."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error, "one JSON list of conversations") from error
+
+
+def _take(collector: Collector, number: int, row: object) -> None:
     if isinstance(row, dict) and row.get("image") in (None, "", []):
         collector.leave_out("text-only")
         return
@@ -72,7 +76,7 @@ def _take(collector: Collector, images: Images, place: str, row: object) -> None
         names, turns = _image_names(row), _exchanges(row)
         placed = _placed(names, turns)
     except BadRowError as bad:
-        collector.add(place, identity, partial(_refuse, bad))
+        collector.add(number, identity, partial(_refuse, bad))
         return
     history: tuple[Turn, ...] = ()
     for index, (asked, answer) in enumerate(turns):
@@ -80,9 +84,9 @@ def _take(collector: Collector, images: Images, place: str, row: object) -> None
         shown = names[: placed[index]] if placed else names
         fields = {"image": shown, "question": question, "answer": answer}
         name = None if identity is None else f"{identity}#{index}"
-        build = partial(build_question, fields, identity=name, images=images, history=history)
+        build = partial(build_question, fields, identity=name, history=history)
         if shown:
-            collector.add(place, name, build)
+            collector.add(number, name, build)
         else:
             collector.leave_out("text-only")
         # What follows an empty turn would be asked about a conversation that never took place.

@@ -65,6 +65,10 @@ class Questions(Protocol):
         """All question ids, in order."""
         ...
 
+    def find(self, question_id: str) -> int:
+        """The place of a question; raises KeyError for an unknown id."""
+        ...
+
     @property
     def skipped(self) -> dict[str, int]:
         """How many source rows were left out, by reason."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from masters.data.ids import Ids
 from masters.data.questions import Question
 from masters.errors import DataError
 
@@ -129,7 +130,6 @@ class SceneQuestions:
         self._kinds = KINDS if kinds is None else tuple(kinds)
         self._count, self._seed, self._wording, self._side = count, seed, wording, image
         self._check()
-        self._ids = [f"scene-{seed}-{index}" for index in range(count)]
 
     def _check(self) -> None:
         where = f"scenes (seed {self._seed})"
@@ -163,7 +163,7 @@ class SceneQuestions:
         if self._wording == "varied":
             training_label = _fill(wordings(scene.kind)[scene.wording], scene.label, scene.fields)
         return Question(
-            id=self._ids[index],
+            id=self._id(index),
             text=_QUESTIONS[scene.kind].format(**scene.fields),
             images=(f"scene:{self._seed}:{index}",),
             label=scene.label,
@@ -178,7 +178,27 @@ class SceneQuestions:
     @property
     def ids(self) -> Sequence[str]:
         """All question ids, in order."""
-        return self._ids
+        return Ids(self._count, self._id, self._place)
+
+    def find(self, question_id: str) -> int:
+        """The place of a question.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        place = self._place(question_id)
+        if place is None:
+            raise KeyError(question_id)
+        return place
+
+    def _id(self, index: int) -> str:
+        return f"scene-{self._seed}-{index}"
+
+    def _place(self, question_id: str) -> int | None:
+        index = question_id.rpartition("-")[2]
+        if not index.isdecimal() or int(index) >= self._count:
+            return None
+        return int(index) if self._id(int(index)) == question_id else None
 
     @property
     def skipped(self) -> dict[str, int]:

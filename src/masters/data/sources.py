@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from masters.data.decode import ImageLimits
+from masters.data.images import Images
 from masters.data.questions import Questions
 from masters.errors import DataError
 
-KINDS = ("jsonl", "llava", "datasets", "scenes")
+if TYPE_CHECKING:
+    from masters.data.collector import Reading
+    from masters.data.rows import RowQuestions
+
+KINDS = ("jsonl", "llava", "datasets", "webdataset", "scenes")
 
 
 class Source(Protocol):
     """What every source says of itself; the other fields depend on ``kind``.
 
-    ``jsonl`` and ``llava`` have ``path`` and ``images`` (a folder); ``datasets`` has ``path``,
-    ``split`` and ``columns``; ``scenes`` has ``count``, ``seed``, ``wording``, ``kinds`` and
-    ``image``. All may have ``limit`` (the first so many questions), and those read from files
-    ``offset`` (how many to leave out before them) and ``on_bad`` ("error" or "skip").
+    ``jsonl`` and ``llava`` have ``path``, ``images`` (a folder, or tar files) and ``allow_urls``
+    (whether images may be URLs, which are then fetched); ``datasets`` has
+    ``path``, ``split`` and ``columns``; ``webdataset`` has ``path`` and ``columns``; ``scenes`` has
+    ``count``, ``seed``, ``wording``, ``kinds`` and ``image``. All may have ``limit`` (the first so
+    many questions), and those read from files ``offset`` (how many to leave out before them),
+    ``on_bad`` ("error" or "skip"), ``max_image_pixels`` and ``max_image_bytes``.
     """
 
     @property
@@ -25,7 +33,7 @@ class Source(Protocol):
 
 
 def open_questions(source: Source, *, need_label: bool = True) -> Questions:
-    """The questions of a source, checked row by row.
+    """The questions of a source, checked row by row; large ones once, see `cache`.
 
     That every image exists is checked here; that it can be decoded, by ``verify_images``.
 
@@ -39,39 +47,28 @@ def open_questions(source: Source, *, need_label: bool = True) -> Questions:
     limit = _get(source, "limit", None)
     if limit is not None and limit < 1:
         raise DataError(f"data ({source.kind}): limit is {limit}; expected 1 or more. Raise it.")
+    if source.kind == "scenes":
+        return _open_scenes(source, limit)
+    from masters.data.collector import Reading  # it loads Arrow, which scenes do without
+
     offset = _get(source, "offset", 0)
-    shared = {
-        "limit": None if limit is None else limit + offset,
-        "on_bad": _get(source, "on_bad", "error"),
-        "need_label": need_label,
-    }
-    match source.kind:
-        case "jsonl":
-            from masters.data.jsonl import read_jsonl
-
-            found = read_jsonl(_path(source), images=_images(source), **shared)
-        case "llava":
-            from masters.data.llava import read_llava
-
-            found = read_llava(_path(source), images=_images(source), **shared)
-        case "datasets":
-            from masters.data.hub import read_folder
-
-            split, columns = _get(source, "split", None), _get(source, "columns", None)
-            found = read_folder(_path(source), split=split, columns=dict(columns or {}), **shared)
-        case "scenes":
-            return _open_scenes(source, limit)
-        case other:
-            raise DataError(
-                f"data: kind is {other!r}; expected one of {', '.join(KINDS)}. Correct `kind`."
-            )
+    reading = Reading(
+        limit=None if limit is None else limit + offset,
+        on_bad=_get(source, "on_bad", "error"),
+        need_label=need_label,
+    )
+    found = _open_files(source, reading)
     return found.after(offset) if offset else found
 
 
-def verify_images(questions: Questions) -> None:
-    """Checks that every image of a data set can be decoded; each file is looked at once.
+def verify_images(questions: Questions, at_most: int | None = None) -> None:
+    """Checks that the images of a data set can be decoded; each file is looked at once.
 
     Stages call it before hours are spent. Rendered scenes have no files and need no check.
+
+    Args:
+        at_most: where there are more images, look at those of so many questions, spread over the
+            data; the others are decoded when their turn comes. None: look at all.
 
     Raises:
         DataError: naming the question and the file of the first image that cannot.
@@ -79,7 +76,41 @@ def verify_images(questions: Questions) -> None:
     from masters.data.rows import RowQuestions
 
     if isinstance(questions, RowQuestions):
-        questions.verify()
+        questions.verify(at_most)
+
+
+def _open_files(source: Source, reading: Reading) -> RowQuestions:
+    path = _path(source)
+    default = ImageLimits()
+    limits = ImageLimits(
+        bytes=_get(source, "max_image_bytes", default.bytes),
+        pixels=_get(source, "max_image_pixels", default.pixels),
+    )
+    columns = dict(_get(source, "columns", None) or {})
+    match source.kind:
+        case "jsonl":
+            from masters.data.jsonl import read_jsonl
+
+            return read_jsonl(path, images=_images(source, path, limits), reading=reading)
+        case "llava":
+            from masters.data.llava import read_llava
+
+            return read_llava(path, images=_images(source, path, limits), reading=reading)
+        case "datasets":
+            from masters.data.hub import read_folder
+
+            split = _get(source, "split", None)
+            return read_folder(path, split=split, columns=columns, limits=limits, reading=reading)
+        case "webdataset":
+            from masters.data.tar import TarImages, tar_files
+            from masters.data.webdataset import read_webdataset
+
+            images = TarImages(tar_files(path), limits)
+            return read_webdataset(path, images=images, columns=columns, reading=reading)
+        case other:
+            raise DataError(
+                f"data: kind is {other!r}; expected one of {', '.join(KINDS)}. Correct `kind`."
+            )
 
 
 def _open_scenes(source: Source, limit: int | None) -> Questions:
@@ -104,9 +135,16 @@ def _path(source: Source) -> Path:
     return Path(path).expanduser()
 
 
-def _images(source: Source) -> Path | None:
-    folder = _get(source, "images", None)
-    return None if folder is None else Path(folder).expanduser()
+def _images(source: Source, path: Path, limits: ImageLimits) -> Images:
+    named, urls = _get(source, "images", None), _get(source, "allow_urls", False)
+    if named is None:
+        return Images(path.parent, limits, urls=urls)
+    folder = Path(named).expanduser()
+    if folder.suffix == ".tar":
+        from masters.data.tar import NamedTarImages, tar_files
+
+        return NamedTarImages(tar_files(folder), limits)
+    return Images(folder, limits, urls=urls)
 
 
 def _get(source: Source, name: str, default: Any) -> Any:

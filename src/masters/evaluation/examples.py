@@ -85,14 +85,13 @@ def examples(
     try:
         questions = open_data()
         order: Sequence[str] = questions.ids
-        places = {key: index for index, key in enumerate(order)}
         trouble = ""
     except Exception as error:  # any reader, any broken file: the report is worth more
-        questions, order, places = None, list(stored), {}
+        questions, order = None, list(stored)
         trouble = f"The test data could not be opened: {error}"
     found = []
     for key in choose_examples(answers, order):
-        question = questions[places[key]] if questions is not None else None
+        question = questions[questions.find(key)] if questions is not None else None
         pictures, note = (), trouble
         if questions is not None and question is not None:
             pictures, note = _open(questions, question)

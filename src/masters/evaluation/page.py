@@ -152,7 +152,8 @@ def _training_section(runs: Sequence[RunInfo], pictures: Pictures) -> str:
             figures.append(figure(png, title))
         steps = f"{len(curve.rows):,} steps"
         if len(curve.phases) > 1:
-            steps += f" in {len(curve.phases)} train stages (dotted lines)"
+            names = dict.fromkeys(name.split("/")[0] for name, _ in curve.phases)
+            steps += f" in {len(curve.phases)} train stages (dotted lines) of {', '.join(names)}"
         note = f"{steps}. " + _missing_words(missing)
         parts.append(f"<h3>{text(run.name)}</h3>{paragraph(note, 'note')}")
         grid = "plots three" if len(figures) == 3 else "plots"
@@ -221,7 +222,7 @@ def _masking_section(report: dict[str, Any], pictures: Pictures) -> str:
         pictures["masking-zeros.png"] = zeros
         caption = "Below the line because embeddings, norms and the output head stay whole."
         figures.append(figure(zeros, "Share of all weights that are zero", caption))
-    rows = next(iter(curves.values()))
+    rows = curves.get("teacher") or next(iter(curves.values()))
     lost = rows[0]["accuracy"] - rows[-1]["accuracy"]
     words = (
         "The weights smallest in magnitude are set to zero, layer by layer. At the largest ratio "

@@ -67,8 +67,8 @@ def rewards(curve: TrainingCurve) -> bytes | None:
     for label, colour, style, series in lines:
         _smooth_line(axes, series, colour, label, style=style, raw=False)
     axes.set_ylim(-0.03, 1.03)
-    _legend(axes)
-    return _png(figure)
+    legend(axes)
+    return png(figure)
 
 
 def validation(curve: TrainingCurve) -> bytes | None:
@@ -79,7 +79,7 @@ def validation(curve: TrainingCurve) -> bytes | None:
     shade_masks(axes, curve)
     _accuracy_line(axes, curve.validation, STUDENT, "student")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    return _png(figure)
+    return png(figure)
 
 
 def model_training(curves: Mapping[str, Sequence[Row]]) -> bytes:
@@ -95,8 +95,8 @@ def model_training(curves: Mapping[str, Sequence[Row]]) -> bytes:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _png(figure)
+    legend(axes)
+    return png(figure)
 
 
 def masking_accuracy(curves: Mapping[str, Sequence[Row]], start: float | None) -> bytes:
@@ -173,8 +173,8 @@ def reward_histogram(teacher: RewardCounts | None, student: RewardCounts | None)
     axes.set_xticks(range(len(labels)), labels)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.margins(y=0.16)
-    _legend(axes)
-    return _png(figure)
+    legend(axes)
+    return png(figure)
 
 
 def shade_masks(axes: Axes, curve: TrainingCurve) -> None:
@@ -219,12 +219,12 @@ def _terms(curve: TrainingCurve, prefix: str, *, log: bool) -> bytes | None:
         colour = LOSS_COLOURS.get(name) or next(spare)
         _smooth_line(axes, series, colour, name)
     if log and all(value > 0 for _, (_, values) in lines for value in values):
-        _log_scale(axes)
-    _legend(axes)
-    return _png(figure)
+        log_scale(axes)
+    legend(axes)
+    return png(figure)
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers; between powers of ten only where they are few."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -273,14 +273,21 @@ def _by_ratio(draw: Callable[[Axes], None]) -> bytes:
     draw(axes)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _legend(axes)
-    return _png(figure)
+    legend(axes)
+    return png(figure)
 
 
 def _panel(x_label: str, *, width: float = 4.3, height: float = 2.9) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor=CARD, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=CARD)
+    axes = figure.add_subplot()
+    dress(axes, x_label)
+    return figure, axes
+
+
+def dress(axes: Axes, x_label: str) -> None:
+    """The look of every picture: no box, faint rules, few ticks."""
+    axes.set_facecolor(CARD)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -292,10 +299,10 @@ def _panel(x_label: str, *, width: float = 4.3, height: float = 2.9) -> tuple[Fi
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.margins(x=0.01)
-    return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """The labels of the axes' lines above the figure, where there are any."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(
@@ -312,7 +319,8 @@ def _legend(axes: Axes) -> None:
         )
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
     return buffer.getvalue()

@@ -81,6 +81,54 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     return t_interval([float(x) - float(y) for x, y in zip(a, b, strict=True)])
 
 
+def paired_share_difference(gained: float, lost: float, n: float) -> Interval:
+    """The difference of two shares over the same n questions, with Tango's score interval.
+
+    Of n questions the second run gets ``gained`` right that the first got wrong, and ``lost`` wrong
+    that the first got right: the difference is d = (gained - lost) / n. Tango (Statistics in
+    Medicine 17, 1998): the bounds are the D at which |gained - lost - n D| is z times its standard
+    deviation sqrt(n (2 q + D (1 - D))), q the most likely share of ``lost`` given D. Unlike an
+    interval from the spread of the differences it keeps a width where no answer differs: with
+    none of n it is +- z^2 / (n + z^2).
+
+    Args:
+        gained: at least 0; ``lost`` likewise. Expected counts need not be whole.
+        n: at least ``gained + lost``, above 0.
+
+    Raises:
+        ValueError: the counts are impossible.
+    """
+    if not (n > 0 and gained >= 0 and lost >= 0 and gained + lost <= n * (1 + 1e-12)):
+        raise ValueError(
+            f"{gained} gained and {lost} lost of {n}; expected counts of at least 0, together at "
+            "most n, and n above 0"
+        )
+    value = (gained - lost) / n
+
+    def bound(end: float) -> float:
+        inside, outside = value, end
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            if abs(_paired_score(middle, gained, lost, n)) < _Z:
+                inside = middle
+            else:
+                outside = middle
+        return (inside + outside) / 2
+
+    return Interval(value, bound(-1.0), bound(1.0))
+
+
+def _paired_score(difference: float, gained: float, lost: float, n: float) -> float:
+    """Tango's score statistic; infinite where the difference leaves no spread at all."""
+    a = 2 * n
+    b = (2 * n - gained + lost) * difference - gained - lost
+    c = -lost * difference * (1 - difference)
+    q = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = n * (2 * q + difference * (1 - difference))
+    distance = gained - lost - n * difference
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+
 def t_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t with ``freedom`` >= 1 degrees of freedom.
 

@@ -103,7 +103,8 @@ class KeyedSampler(LogitsProcessor):
     Args:
         keys: one per row.
         prompt_mask_RT: attention mask of the left-padded prompts: padding is never penalised.
-        banned: ids that may not be chosen (placeholders, padding rows of the vocabulary).
+        banned: ids that may not be chosen (placeholders).
+        vocabulary: rows of the head beyond it are padding: never chosen, and in no softmax.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class KeyedSampler(LogitsProcessor):
             device=scores.device,
         )
         token_R = pick(allowed_RV, self._seen(input_ids, logits_RV.shape[1]), u_R, self._sampling)
-        logp_R = logits_RV.log_softmax(dim=-1).gather(1, token_R[:, None])[:, 0]
+        real_RV = logits_RV[:, : self._vocabulary]  # as tokens are scored: padding rows are none
+        logp_R = real_RV.log_softmax(dim=-1).gather(1, token_R[:, None])[:, 0]
         self.logps.append(logp_R)
         return torch.full_like(scores, -torch.inf).scatter_(1, token_R[:, None], 0.0)
 

@@ -106,13 +106,25 @@ def encode_prompt(
     messages = chat_messages(question, prompt)
     try:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = processor(text=[text], images=list(images) or None, return_tensors="pt")
+        inputs = processor(
+            text=[text],
+            # A list for each text: LLaVA-OneVision cuts up an only image, not one of several.
+            images=[list(images)] if images else None,
+            return_tensors="pt",
+            **_special_tokens(processor, text),
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"question {question.id}: the processor refuses it: {error}") from error
     ids = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask", None)
     types = {k: inputs.pop(k)[0].tolist() for k in TOKEN_TYPES if k in inputs}
     return EncodedPrompt(text=text, ids=ids, token_types=types, images=dict(inputs))
+
+
+def _special_tokens(processor: Any, text: str) -> dict[str, bool]:
+    """Keeps a tokenizer from putting a second start token before one the template has written."""
+    start = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if start is not None and text.startswith(start) else {}
 
 
 def pad_rows(
@@ -137,17 +149,36 @@ def pad_rows(
     width = max(lengths)
     ids_RT = torch.full((len(rows), width), pad, dtype=torch.long)
     mask_RT = torch.zeros((len(rows), width), dtype=torch.long)
-    types = {k: torch.zeros_like(ids_RT) for k in rows[0][0].token_types}
+    typed = sorted({name for prompt, _ in rows for name in prompt.token_types})
+    types = {name: torch.zeros_like(ids_RT) for name in typed}
     for r, ((prompt, response), length) in enumerate(zip(rows, lengths, strict=True)):
         start = 0 if side == "right" else width - length
         ids_RT[r, start : start + length] = torch.tensor([*prompt.ids, *response])
         mask_RT[r, start : start + length] = 1
-        for name, values_RT in types.items():
-            end = start + len(prompt.ids)
-            values_RT[r, start:end] = torch.tensor(prompt.token_types[name])
+        for name, values in prompt.token_types.items():
+            types[name][r, start : start + len(prompt.ids)] = torch.tensor(values)
     inputs = {"input_ids": ids_RT, "attention_mask": mask_RT, **types}
     names = {name for prompt, _ in rows for name in prompt.images}
     for name in sorted(names):
         parts = [prompt.images[name] for prompt, _ in rows if name in prompt.images]
-        inputs[name] = torch.cat(parts, dim=0)
+        inputs[name] = _concatenate(parts)
     return {name: value.to(device) for name, value in inputs.items()}
+
+
+def _concatenate(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors behind one another; where other dimensions differ, zeros fill them up at the end.
+
+    So rows may have different numbers of crops (Idefics3, LLaVA-OneVision) or sizes (Pixtral). The
+    processors themselves fill up a batch so, and the models leave it out again: by the pixel mask,
+    by the image sizes, or because it is all zero.
+    """
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    if all(list(part.shape[1:]) == shape[1:] for part in parts):
+        return torch.cat(list(parts))
+    filled = parts[0].new_zeros((sum(len(part) for part in parts), *shape[1:]))
+    start = 0
+    for part in parts:
+        stop = start + len(part)
+        filled[(slice(start, stop), *(slice(size) for size in part.shape[1:]))] = part
+        start = stop
+    return filled

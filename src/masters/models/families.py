@@ -6,7 +6,7 @@ its tensors. An architecture that is not in the table is inspected; what cannot 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -35,6 +35,7 @@ class Family:
     image_id: str
     marker_ids: tuple[str, ...] = ()
     head: str = "lm_head"
+    bidirectional_images: bool = False
 
     def part_of(self, module: str) -> Part | None:
         """Which part a module belongs to; None for what is in none (the head, say)."""
@@ -91,7 +92,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "llava_onevision": _llava("video_token_id"),
-    "gemma3": _llava("boi_token_id", "eoi_token_id"),
+    "gemma3": replace(_llava("boi_token_id", "eoi_token_id"), bidirectional_images=True),
 }
 
 

@@ -66,6 +66,10 @@ TINY_SIZES: dict[str, TinySize] = {
         hidden=128, layers=2, heads=4, ffn=256,
         vision_hidden=96, vision_layers=1, vision_heads=2, init=0.125,
     ),
+    "qwen3_vl_500k": TinySize(
+        hidden=96, layers=2, heads=3, ffn=192,
+        vision_hidden=64, vision_layers=1, vision_heads=2, init=0.11,
+    ),
     "qwen3_vl_250k": TinySize(
         hidden=64, layers=2, heads=4, ffn=128,
         vision_hidden=48, vision_layers=1, vision_heads=2, init=0.1,

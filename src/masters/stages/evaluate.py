@@ -13,16 +13,17 @@ from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES
+from masters.models.memory import doing
 from masters.rewards.verifiers import verify
 from masters.specs import EvaluateSpec
 from masters.stages.opening import (
     Prompts,
-    check_sees_image,
     greedy_answers,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.sight import check_sees_image
 from masters.teachers.thresholds import load_thresholds
 
 SHARD = 512
@@ -31,16 +32,17 @@ SHARD = 512
 def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     """Writes answers and ``results.json``: accuracy over all and per kind, at every ratio."""
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs, checkpoint=spec.checkpoint),
         spec.prompt,
         context.runtime,
         precision=spec.precision,
+        teacher=spec.side == "teacher",
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role="model")
+    check_sees_image(opened, prompts, role="model", precision=DTYPES[spec.precision])
     engine = TransformersEngine(
         opened.model,
         opened.processor,
@@ -58,7 +60,8 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
             if not path.exists():
                 teacher.set_ratio(ratio)
                 stop = min(start + SHARD, len(questions))
-                rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
+                with doing("generating answers"):
+                    rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
@@ -13,29 +15,31 @@ from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
 from masters.generation.engine import Request, TransformersEngine
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.load import DTYPES
+from masters.models.memory import doing
 from masters.specs import GenerateSpec
 from masters.stages.opening import (
     Prompts,
-    check_sees_image,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.sight import check_sees_image
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     """Appends whole shards of responses; shards that are there already are left as they are."""
     questions = open_questions(spec.data)
-    verify_images(questions)
+    verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs),
         spec.prompt,
         context.runtime,
         precision=spec.precision,
+        teacher=spec.source == "teacher",
     )
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role=spec.source)
+    check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
     engine = TransformersEngine(
         opened.model,
         opened.processor,
@@ -48,7 +52,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     tokens = cut = 0
     begin = time.perf_counter()
     for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
-        part = plan[start : start + spec.shard_questions]
+        part: list[list[int]] = plan[start : start + spec.shard_questions].tolist()
         path = folder / shard_name(shard)
         if path.exists():
             rows = read_shard(path, RESPONSES).to_pylist()
@@ -57,7 +61,10 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
             for ratio in dict.fromkeys(ratio for _, ratio in part):
                 teacher.set_ratio(ratio)
                 same = [index for index, r in part if r == ratio]
-                rows += _respond(spec, engine, prompts, questions, same, ratio, str(opened.folder))
+                with doing("generating responses"):
+                    rows += _respond(
+                        spec, engine, prompts, questions, same, ratio, str(opened.folder)
+                    )
             write_shard(path, rows, RESPONSES)
         tokens += sum(len(row["token_ids"]) for row in rows)
         cut += sum(row["finish"] == "length" for row in rows)
@@ -72,17 +79,17 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     }
 
 
-def planned_pairs(spec: GenerateSpec, n_questions: int) -> list[tuple[int, int]]:
-    """(question index, ratio) of everything to answer, in the plan's order.
+def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
+    """(question index, ratio) of everything to answer, in the plan's order: int64 [P, 2].
 
     The student is never masked: its ratio is 0 and it answers each question once per round.
     """
     used = curriculum.pairs(spec.schedule, n_questions, spec.start, spec.stop)
+    unmasked = curriculum.distinct(used * [1, 0])
     if spec.source == "student":
-        return list(dict.fromkeys((index, 0) for index, _ in used))
+        return unmasked
     if spec.on_full_cross:
-        indices = dict.fromkeys(index for index, _ in used)
-        return [(index, ratio) for ratio in spec.schedule.ratios for index in indices]
+        return np.concatenate([unmasked + [0, ratio] for ratio in spec.schedule.ratios])
     return used
 
 

@@ -28,7 +28,6 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
             "Set method.rewards.accuracy.kind=rule"
         )
     questions = open_questions(spec.data)
-    index = {question_id: i for i, question_id in enumerate(questions.ids)}
     shards = list_shards(context.inputs["responses"] / "responses")
     reasons: Counter[str] = Counter()
     right = missing = total = 0
@@ -38,8 +37,10 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
             rows = read_shard(path, REWARDS).to_pylist()
         else:
             rows = []
+            question = None
             for row in read_shard(shard, RESPONSES, [*KEY_COLUMNS, "text"]).to_pylist():
-                question = questions[index[row["question_id"]]]
+                if question is None or question.id != row["question_id"]:
+                    question = questions[questions.find(row["question_id"])]
                 verdict = verify(spec.rule.rule, row.pop("text"), question)
                 judge = f"rule:{spec.rule.rule}"
                 rows.append(

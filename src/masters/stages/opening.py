@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from masters.artifacts import StageContext
 from masters.data.questions import Question, Questions
-from masters.errors import ModelError
 from masters.generation.engine import Completion, Engine, Request
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.checkpoint import checkpoint_tensors
+from masters.models.devices import check_attention, find_device
 from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, fit_pixels
 from masters.models.load import (
     DTYPES,
@@ -27,10 +27,15 @@ from masters.models.load import (
     local_folder,
     token_ids,
 )
+from masters.models.memory import doing
+from masters.models.offload import stream_blocks
 from masters.recipe import Prompt, Runtime
 from masters.specs import ModelRef
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.thresholds import load_thresholds
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CACHE_BYTES = 1 << 30
 
@@ -45,11 +50,11 @@ class OpenedModel:
     folder: Path
 
 
-def device_of(runtime: Runtime) -> torch.device:
-    """The device a stage runs on; ``auto`` is cuda where there is one, else cpu."""
-    if runtime.device != "auto":
-        return torch.device(runtime.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(runtime: Runtime, *, teacher: bool = False) -> torch.device:
+    """The device that a stage's model computes on; a teacher may have its own."""
+    if teacher and runtime.teacher_device not in ("same", "offload"):
+        return find_device(runtime.teacher_device, key="runtime.teacher_device")
+    return find_device(runtime.device, key="runtime.device")
 
 
 def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str = "last") -> Path:
@@ -62,14 +67,32 @@ def model_folder(ref: ModelRef, inputs: Mapping[str, Path], *, checkpoint: str =
 
 
 def open_model(
-    folder: Path, prompt: Prompt, runtime: Runtime, *, precision: str, trained: bool = False
+    folder: Path,
+    prompt: Prompt,
+    runtime: Runtime,
+    *,
+    precision: str,
+    trained: bool = False,
+    teacher: bool = False,
 ) -> OpenedModel:
-    """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32."""
+    """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32.
+
+    A frozen one is read through a map of its files, so the host holds no copy of what goes to a
+    device. ``teacher``: ``runtime.teacher_device`` says where it computes.
+    """
     checkpoint_tensors(folder)  # a file that is cut is named before it is loaded
-    dtype = torch.float32 if trained else DTYPES[precision]
-    model = load_model(
-        str(folder), dtype=dtype, device=device_of(runtime), attention=runtime.attention
-    )
+    device = device_of(runtime, teacher=teacher)
+    check_attention(runtime.attention, device, DTYPES[precision])
+    streamed = teacher and runtime.teacher_device == "offload"
+    with doing(f"loading the {'teacher' if teacher else 'model'} {folder}"):
+        model = load_model(
+            str(folder),
+            dtype=torch.float32 if trained else DTYPES[precision],
+            device="cpu" if streamed else device,
+            attention=runtime.attention,
+        )
+        if streamed:
+            stream_blocks(model, device)
     check_head(model)
     processor = load_processor(str(folder), backend=prompt.image_backend)
     return OpenedModel(
@@ -120,9 +143,16 @@ class Prompts:
                     self._room += oldest.size
             return known
 
-    def _encode(self, index: int) -> EncodedPrompt:
+    def encode(self, index: int, *, change: Callable[[Image], Image]) -> EncodedPrompt:
+        """Question ``index`` with each of its pictures changed; not kept."""
+        with self._lock:
+            return self._encode(index, change)
+
+    def _encode(self, index: int, change: Callable[[Image], Image] | None = None) -> EncodedPrompt:
         question = self.questions[index]
         images = self.questions.open_images(question)
+        if change is not None:
+            images = [change(image) for image in images]
         if self._prompt.max_pixels is not None:
             images = [fit_pixels(image, self._prompt.max_pixels) for image in images]
         return encode_prompt(self._processor, question, images, self._text)
@@ -130,51 +160,8 @@ class Prompts:
 
 def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
     """A label as response ids, end token included; text that spells a special token stays text."""
-    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    tokens = tokenizer(ids.lead + text, add_special_tokens=False, split_special_tokens=True)
     return (*tokens["input_ids"], ids.end[0])
-
-
-@torch.no_grad()
-def check_sees_image(opened: OpenedModel, prompts: Prompts, *, role: str) -> None:
-    """Raises ModelError when a different picture leaves the model's distribution unchanged, or when
-    that distribution is no number.
-
-    Looks at the first question that has an image, with its pixels and with them negated.
-    """
-    for index in range(min(len(prompts.questions), 100)):
-        if prompts.questions[index].images:
-            break
-    else:
-        return
-    encoded = prompts(index)
-    swapped = {
-        name: -value if value.is_floating_point() else value
-        for name, value in encoded.images.items()
-    }
-    logits = [_next_logits(opened, encoded, images) for images in (encoded.images, swapped)]
-    if not torch.isfinite(logits[0]).all():
-        raise ModelError(
-            f"{opened.folder}: the {role} gives NaN or infinite logits (question "
-            f"{prompts.questions[index].id}); expected finite ones. Its weights are damaged, or "
-            "its precision does not suit it: fetch it again, or use precision fp32"
-        )
-    if torch.equal(logits[0], logits[1]):
-        raise ModelError(
-            f"{opened.folder}: the {role} does not see the image: other pixels, same distribution "
-            f"(question {prompts.questions[index].id}). Check its processor and chat template"
-        )
-
-
-def _next_logits(
-    opened: OpenedModel, encoded: EncodedPrompt, images: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    from masters.models.encode import pad_rows
-
-    prompt = EncodedPrompt(
-        text=encoded.text, ids=encoded.ids, token_types=encoded.token_types, images=images
-    )
-    inputs = pad_rows([(prompt, ())], pad=opened.ids.pad, device=opened.model.device)
-    return opened.model(**inputs).logits[0, -1]
 
 
 def greedy_answers(

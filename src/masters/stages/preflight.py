@@ -12,33 +12,47 @@ from masters.artifacts import canonical_json
 from masters.data.sources import open_questions, verify_images
 from masters.specs import ModelRef, StageSpec, TrainSpec
 
+Folders = dict[ModelRef, Path]
 
-def check(specs: Iterable[StageSpec]) -> None:
-    """Looks at every data set and every model on disk that these stages will open.
 
-    Images are decoded, models must be whole vision-language checkpoints, and a teacher must share
-    its student's vocabulary. Models of the hub are looked at by the stage that opens them.
+def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> None:
+    """Looks at every data set and every model that these stages will open.
+
+    Images are decoded (``images_checked``: see ``verify_images``), models must be vision-language
+    models, whole where they are on disk, a teacher must share its student's vocabulary, and what is
+    to be trained of a student must be there. Of a model on the hub everything but the weights is
+    fetched for that.
 
     Raises:
         DataError, ModelError: the first thing that a stage would fail on.
     """
+    from masters.models.load import local_folder
+
     specs = list(specs)
     sources: dict[str, Any] = {}
-    models: dict[Path, None] = {}
+    models: dict[ModelRef, None] = {}
     for spec in specs:
         for part in _parts(spec):
             if isinstance(part, ModelRef):
-                if part.path is not None and (folder := Path(part.path).expanduser()).is_dir():
-                    models[folder] = None
+                if part.path is not None:
+                    models[part] = None
             elif hasattr(part, "on_bad"):
                 sources.setdefault(canonical_json(part.model_dump(mode="json")), part)
     for source in sources.values():
-        verify_images(open_questions(source))
-    for folder in models:
-        _whole_vlm(folder)
-    for spec in specs:
-        if isinstance(spec, TrainSpec):
-            _shared_vocabulary(spec)
+        verify_images(open_questions(source), images_checked)
+    folders: Folders = {
+        ref: local_folder(str(ref.path), revision=ref.revision, weights=False) for ref in models
+    }
+    for ref, folder in folders.items():
+        _vlm(folder, whole=Path(str(ref.path)).expanduser().is_dir())
+    trained = [spec for spec in specs if isinstance(spec, TrainSpec)]
+    students = dict.fromkeys(spec.init for spec in trained if spec.init in folders)
+    for spec in trained:
+        # A later phase goes on with the student of the one before.
+        own = [spec.init] if spec.init in folders else list(students)
+        if spec.teacher in folders and len(own) == 1:
+            _same_vocabulary(spec.teacher, own[0], folders, spec.prompt.image_backend)
+        _trainable(spec)
 
 
 def _parts(value: object) -> Iterable[BaseModel]:
@@ -55,23 +69,45 @@ def _parts(value: object) -> Iterable[BaseModel]:
             yield from _parts(item)
 
 
-def _whole_vlm(folder: Path) -> None:
+def _vlm(folder: Path, *, whole: bool) -> None:
     from masters.models.checkpoint import checkpoint_tensors
     from masters.models.load import load_config
 
     load_config(str(folder))
-    checkpoint_tensors(folder)
+    if whole:
+        checkpoint_tensors(folder)
 
 
-def _shared_vocabulary(spec: TrainSpec) -> None:
-    student, teacher = spec.init, spec.teacher
-    if not (isinstance(student, ModelRef) and teacher is not None):
-        return
-    paths = [Path(ref.path).expanduser() for ref in (student, teacher) if ref.path is not None]
-    if len(paths) < 2 or not all(path.is_dir() for path in paths):
-        return
-    from masters.models.load import check_shared_vocabulary, load_processor
+def _trainable(spec: TrainSpec) -> None:
+    if spec.lora is not None or spec.freeze or spec.optimiser.moments != "fp32":
+        from masters.stages.trained_student import check_settings
 
-    backend = spec.prompt.image_backend
-    ours, theirs = (load_processor(str(path), backend=backend) for path in paths)
-    check_shared_vocabulary(theirs, ours)
+        check_settings(spec)
+
+
+def _same_vocabulary(teacher: ModelRef, student: ModelRef, folders: Folders, backend: str) -> None:
+    from masters.models.load import load_processor, token_ids
+    from masters.models.vocabulary import check_end_tokens, common_vocabulary, vocabulary_of
+
+    vocabularies, ends = [], []
+    for ref in (teacher, student):
+        model = _without_weights(folders[ref])
+        processor = load_processor(str(folders[ref]), backend=backend)
+        rows = model.get_output_embeddings().weight.shape[0]
+        vocabularies.append(vocabulary_of(processor, rows=rows, name=str(ref.path)))
+        ends.append(token_ids(model, processor).end)
+    common_vocabulary(*vocabularies)
+    check_end_tokens(*vocabularies, teacher_ends=ends[0], student_ends=ends[1])
+
+
+def _without_weights(folder: Path) -> Any:
+    """The model of a folder on the meta device, with the generation configuration it will have."""
+    from transformers import GenerationConfig
+
+    from masters.models.layers import meta_model
+    from masters.models.load import load_config
+
+    model = meta_model(load_config(str(folder)))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

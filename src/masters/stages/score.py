@@ -6,14 +6,19 @@ import time
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from masters.artifacts import StageContext
 from masters.data.sources import open_questions
 from masters.data.tables import KEY_COLUMNS, RESPONSES, SCORES, list_shards, read_shard, write_shard
-from masters.models.load import DTYPES
+from masters.models.load import DTYPES, TokenIds
+from masters.models.memory import doing
 from masters.specs import ScoreSpec
 from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
+from masters.stages.responses_index import rows_outside
+from masters.stages.sight import check_sees_image
+from masters.training.group_forward import Form, first_use, group_inputs
 from masters.training.groups import Group, Response, make_rows
 from masters.training.student import Student
 from masters.training.token_scores import ScoreSettings
@@ -23,10 +28,10 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     """Writes one shard of scores for each shard of responses, row for row.
 
     The reference is scored by the student's own module under training's precision policy (float32
-    weights, autocast), so that the KL at a phase's first step is rounding and no more.
+    weights, autocast), so that the KL at a phase's first step is rounding and no more. A response
+    with ids that the reference doesn't have gets an empty list, and training leaves it out.
     """
     questions = open_questions(spec.data)
-    index = {question_id: i for i, question_id in enumerate(questions.ids)}
     opened = open_model(
         model_folder(spec.reference, context.inputs),
         spec.prompt,
@@ -36,26 +41,37 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     )
     student = Student(opened.model, precision=DTYPES[spec.precision]).eval()
     prompts = Prompts(questions, opened.processor, spec.prompt)
+    check_sees_image(opened, prompts, role="reference", precision=DTYPES[spec.precision])
     shards = list_shards(context.inputs["responses"] / "responses")
-    tokens = 0
+    tokens = outside = 0
     begin = time.perf_counter()
     for done, shard in enumerate(shards):
         path = context.folder / "scores" / shard.name
         if not path.exists():
-            rows = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]).to_pylist()
-            scored = _score(rows, index, student, opened, prompts, context)
+            rows = _readable(read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]), opened.ids)
+            with doing("scoring responses"):
+                scored = _score(rows, student, opened, prompts, context)
             write_shard(path, scored, SCORES)
-        lengths = read_shard(path, SCORES).column("reference_logprobs").to_pylist()
-        tokens += sum(len(row) for row in lengths)
+        lengths = [len(row) for row in read_shard(path, SCORES)["reference_logprobs"].to_pylist()]
+        tokens += sum(lengths)
+        outside += lengths.count(0)
         rate = tokens / (time.perf_counter() - begin)
         context.progress(done + 1, len(shards), f"{rate:.0f} tokens/s")
-    return {"tokens": tokens}
+    return {"tokens": tokens, "responses_without_scores": outside}
+
+
+def _readable(table: pa.Table, ids: TokenIds) -> list[dict[str, Any]]:
+    """The rows; those with ids the reference doesn't have are emptied: they get no scores."""
+    rows = table.to_pylist()
+    tokens = table.column("token_ids").combine_chunks()
+    for i in rows_outside(tokens, ids.vocabulary, ids.banned):
+        rows[i]["token_ids"] = []
+    return rows
 
 
 @torch.no_grad()
 def _score(
     rows: list[dict[str, Any]],
-    index: dict[str, int],
     student: Student,
     opened: OpenedModel,
     prompts: Prompts,
@@ -65,13 +81,14 @@ def _score(
     settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
     size = context.runtime.micro_batch_questions
     device = opened.model.device
+    form: Form | None = None
     scored = []
     for start in range(0, len(by_question), size):
         part = by_question[start : start + size]
         groups = [
             Group(
                 question_id=question_id,
-                student_prompt=prompts(index[question_id]),
+                student_prompt=prompts(prompts.questions.find(question_id)),
                 teacher_prompt=None,
                 responses=tuple(
                     Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own
@@ -79,9 +96,16 @@ def _score(
             )
             for question_id, own in part
         ]
+        if form is None:
+            form = first_use(
+                opened.model, groups, context.runtime.group_forward, teacher=False,
+                pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
+            ).form  # fmt: skip
         batch = make_rows(groups).to(device)
-        inputs, column_N = batch.inputs(teacher=False, pad=opened.ids.pad, device=device)
-        _, logp_N = student(inputs, batch.row_N, column_N, batch.targets_N, None, None, settings)
+        inputs, row_N, column_N = group_inputs(
+            opened.model, batch, form=form, teacher=False, pad=opened.ids.pad, device=device
+        )
+        _, logp_N = student(inputs, row_N, column_N, batch.targets_N, None, None, settings)
         values = logp_N.tolist()
         for g, (_, own) in enumerate(part):
             for j, row in enumerate(own):

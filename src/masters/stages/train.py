@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, assert_never
 
 import torch
@@ -14,29 +12,29 @@ import torch
 from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
-from masters.data.scenes import scene_vocabulary
 from masters.data.sources import open_questions, verify_images
 from masters.errors import StageError
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
-from masters.models.load import DTYPES, check_shared_vocabulary
-from masters.models.tiny import write_tiny_model
+from masters.models.load import DTYPES
 from masters.recipe import Grpo, Jsd, Nll
 from masters.rewards.verifiers import verify
-from masters.specs import TinyInit, TrainSpec, ValidationSpec
+from masters.specs import TrainSpec, ValidationSpec
 from masters.stages.opening import (
     OpenedModel,
     Prompts,
-    check_sees_image,
     greedy_answers,
     label_ids,
     model_folder,
     open_model,
     open_teacher,
 )
+from masters.stages.pairing import Pair, check_stored, pair
 from masters.stages.responses_index import ResponseIndex
+from masters.stages.sight import check_sees_image
+from masters.stages.trained_student import open_student
 from masters.training.groups import LABEL, Group, Response
-from masters.training.loop import LoopSettings, OptimiserSettings, Trainer
+from masters.training.loop import LoopSettings, Trainer
 from masters.training.objective import (
     GrpoTerm,
     JsdTerm,
@@ -45,11 +43,9 @@ from masters.training.objective import (
     Term,
     needs,
 )
+from masters.training.optimiser import OptimiserSettings
 from masters.training.step import StepSettings
-from masters.training.student import Student
 from masters.training.trackers import open_trackers
-
-TOKENIZER_TEXTS = 2_000
 
 
 def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
@@ -60,25 +56,19 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         )
     torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
-    verify_images(questions)
-    source = _initial_model(spec, context)
-    precision = spec.optimiser.precision
-    opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
-    checkpointing = context.runtime.gradient_checkpointing
-    if checkpointing is True or (checkpointing == "auto" and opened.model.device.type == "cuda"):
-        opened.model.gradient_checkpointing_enable({"use_reentrant": False})
-    teacher_model = _open_teacher_model(spec, context, opened)
-    groups = PlannedGroups(spec, context, questions, opened, teacher_model)
+    verify_images(questions, context.runtime.images_checked)
+    opened, student = open_student(spec, context)
+    teacher_model = _open_teacher_model(spec, context)
+    both = pair(opened, teacher_model)
+    groups = PlannedGroups(spec, context, questions, opened, teacher_model, both)
     terms = tuple(_term(term) for term in spec.objective)
     jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
-    student = Student(opened.model, precision=DTYPES[precision]).train()
-    vocabulary = opened.ids.vocabulary
     teacher = None if teacher_model is None else open_teacher(teacher_model, context)
     trainer = Trainer(
         student=student,
         teacher=teacher,
         curriculum=groups,
-        ids=opened.ids,
+        ids=both.ids,
         step=StepSettings(
             terms=terms,
             rewards=_rewards(spec),
@@ -86,7 +76,9 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             temperature=jsd.temperature,
             clip_norm=spec.optimiser.clip_norm,
             micro_batch=context.runtime.micro_batch_questions,
-            vocabulary=vocabulary,
+            micro_batch_responses=context.runtime.micro_batch_responses,
+            vocabulary=opened.ids.vocabulary,
+            common=both.common,
         ),
         optimiser=OptimiserSettings(
             lr=spec.optimiser.lr,
@@ -95,6 +87,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             eps=spec.optimiser.eps,
             schedule=spec.optimiser.schedule,
             warmup=spec.optimiser.warmup_steps,
+            moments=spec.optimiser.moments,
         ),
         loop=LoopSettings(
             start=spec.start,
@@ -105,10 +98,11 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
             workers=context.runtime.workers,
         ),
         folder=context.folder,
-        source=source,
+        source=opened.folder,
         validate=_validator(spec, spec.validation, opened, context),
         progress=context.progress,
         trackers=open_trackers(context.runtime.trackers, context.folder),
+        group_forward=context.runtime.group_forward,
     )
     if spec.carry_optimiser:
         trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")
@@ -116,45 +110,16 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     return {**metrics, **groups.left_out(), "skipped_rows": questions.skipped}
 
 
-def _initial_model(spec: TrainSpec, context: StageContext) -> Path:
-    match spec.init:
-        case TinyInit():
-            folder = context.folder / "init"
-            if not folder.exists():
-                partial = context.folder / ".init.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                texts = _texts(spec.init)
-                write_tiny_model(partial, spec.init.preset, seed=spec.init.seed, texts=texts)
-                partial.rename(folder)
-            return folder
-        case _:
-            return model_folder(spec.init, context.inputs)
-
-
-def _texts(init: TinyInit) -> list[str]:
-    """What a tiny model's tokenizer is trained on: the same texts for teacher and student."""
-    if init.texts.kind == "scenes":
-        return scene_vocabulary()
-    questions = open_questions(init.texts)
-    texts: dict[str, None] = {}
-    for i in range(min(TOKENIZER_TEXTS, len(questions))):
-        texts.update(dict.fromkeys((questions[i].text, questions[i].label or "")))
-    return list(texts)
-
-
-def _open_teacher_model(
-    spec: TrainSpec, context: StageContext, student: OpenedModel
-) -> OpenedModel | None:
+def _open_teacher_model(spec: TrainSpec, context: StageContext) -> OpenedModel | None:
     if spec.teacher is None:
         return None
-    opened = open_model(
+    return open_model(
         model_folder(spec.teacher, context.inputs),
         spec.prompt,
         context.runtime,
         precision=spec.optimiser.precision,
+        teacher=True,
     )
-    check_shared_vocabulary(opened.processor, student.processor)
-    return opened
 
 
 def _term(term: Grpo | Jsd | Nll) -> Term:
@@ -194,36 +159,43 @@ class PlannedGroups:
         questions: Questions,
         student: OpenedModel,
         teacher: OpenedModel | None,
+        both: Pair,
     ) -> None:
         self.total = curriculum.iterations(len(questions), spec.schedule)
         self._spec, self._questions, self._student = spec, questions, student
         self._prompts = Prompts(questions, student.processor, spec.prompt)
-        check_sees_image(student, self._prompts, role="student")
+        precision = DTYPES[spec.optimiser.precision]
+        check_sees_image(student, self._prompts, role="student", precision=precision)
         self._teacher_prompts = None
         if teacher is not None:
             self._teacher_prompts = Prompts(questions, teacher.processor, spec.prompt)
-            check_sees_image(teacher, self._teacher_prompts, role="teacher")
+            check_sees_image(teacher, self._teacher_prompts, role="teacher", precision=precision)
         terms = tuple(_term(term) for term in spec.objective)
         self._on_labels = needs(terms, "labels")
         self._on_responses = needs(terms, "responses")
         grpo = any(isinstance(term, GrpoTerm) for term in terms)
         self._least = spec.min_group if grpo else 1
         self._index = {
-            side: self._open_index(side, context)
+            side: self._open_index(side, context, both)
             for side in ("teacher", "student")
             if f"responses.{side}" in context.inputs
         }
+        if teacher is not None:
+            for side in self._index:
+                check_stored(context.inputs[f"responses.{side}"], teacher, student, both.common)
         self._long_labels = 0
         # Its own tokenizer: reading special tokens as text is a setting that tokenizers keep.
         self._label_tokenizer = copy.deepcopy(student.processor.tokenizer)
         self._lock = threading.Lock()
 
-    def _open_index(self, side: str, context: StageContext) -> ResponseIndex:
+    def _open_index(self, side: str, context: StageContext, both: Pair) -> ResponseIndex:
         return ResponseIndex(
             context.inputs[f"responses.{side}"],
             context.inputs.get(f"rewards.{side}"),
             context.inputs.get(f"scores.{side}"),
             limit=self._spec.max_new_tokens,
+            vocabulary=both.common,
+            banned=both.banned,
         )
 
     def ratio(self, iteration: int) -> int:
@@ -267,6 +239,7 @@ class PlannedGroups:
             "responses_without_verdict": sum(index.missing for index in stored),
             "responses_over_limit": sum(index.too_long for index in stored),
             "responses_empty": sum(index.empty for index in stored),
+            "responses_outside_vocabulary": sum(index.outside for index in stored),
             "labels_over_limit": self._long_labels,
         }
 

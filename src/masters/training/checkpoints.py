@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from masters.errors import StageError
+from masters.models.memory import is_out_of_memory
+from masters.training.group_forward import Form
 
 KEEP = 1
 _UNREADABLE = (
@@ -25,11 +28,15 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands: steps done, mask ratio, best validation accuracy so far."""
+    """Where a run stands: steps done, mask ratio, best validation accuracy so far.
+
+    ``forms`` is how each model sees a group, as the first use decided it; empty before that.
+    """
 
     step: int
     ratio: int
     best: float | None
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -43,9 +50,9 @@ def save_checkpoint(
     partial = folder / f"partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file(_unique_tensors(model), partial / "model.safetensors")
+    save_file(_changing_tensors(model), partial / "model.safetensors")
     save_state(optimiser.state_dict(), partial / "optimiser.pt")
-    save_state(torch.get_rng_state(), partial / "rng.pt")
+    save_state(_random_state(), partial / "rng.pt")
     (partial / "position.json").write_text(json.dumps(vars(position)))
     for file in partial.iterdir():
         sync(file)
@@ -78,18 +85,19 @@ def load_checkpoint(
     try:
         weights = load_file(newest / "model.safetensors")
         model.load_state_dict(weights, strict=False)
-        missing = _unique_tensors(model).keys() ^ weights.keys()
+        missing = _changing_tensors(model).keys() ^ weights.keys()
         if missing:
             raise StageError(f"{newest}: weights differ from the model's: {sorted(missing)[:3]}")
         optimiser.load_state_dict(
             torch.load(newest / "optimiser.pt", weights_only=True, map_location="cpu")
         )
-        torch.set_rng_state(torch.load(newest / "rng.pt", weights_only=True))
+        _set_random_state(torch.load(newest / "rng.pt", weights_only=True))
         return Position(**json.loads((newest / "position.json").read_text()))
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise StageError(
-            f"{newest}: the checkpoint cannot be read ({error}). Delete it to start the "
-            "stage again"
+            f"{newest}: the checkpoint cannot be read ({error}). Delete it to start the stage again"
         ) from error
 
 
@@ -97,11 +105,31 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict without the second name of tied weights."""
+def _random_state() -> dict[str, Any]:
+    """State of the host's generator and, once CUDA is in use, of its devices' (for dropout)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device, one in enumerate(state["cuda"][:here]):
+        torch.cuda.set_rng_state(one, device)
+
+
+def _changing_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without frozen weights and without the second name of tied ones."""
+    frozen = {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
     seen: set[tuple[int, int]] = set()
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
+        if name in frozen:
+            continue
         key = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() and key in seen:
             continue

@@ -81,7 +81,30 @@ class Rows:
             rows.append((prompt, ids))
             first = len(prompt.ids) - 1
             columns.extend(range(first, first + len(ids)))
-        return pad_rows(rows, pad=pad, device=device), torch.tensor(columns, device=device)
+        column_N = torch.tensor(columns, dtype=torch.long, device=device)
+        return pad_rows(rows, pad=pad, device=device), column_N
+
+    def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
+        """(prompt, its distinct responses) of every group that has a row here, in order."""
+        found: dict[int, list[tuple[int, ...]]] = {}
+        for g, ids in self._sequences:
+            found.setdefault(g, []).append(ids)
+        prompts = [g.teacher_prompt if teacher else g.student_prompt for g in self.groups]
+        pairs = [(prompts[g], responses) for g, responses in found.items()]
+        assert all(prompt is not None for prompt, _ in pairs)
+        return pairs  # type: ignore[return-value]
+
+    def part(self, first: int, stop: int) -> Rows:
+        """Distinct rows ``first`` to ``stop`` (exclusive) alone, to be given to a model."""
+        start, end = self.spans[first][0], self.spans[stop - 1][1]
+        return Rows(
+            groups=self.groups,
+            row_of=(),
+            spans=tuple((a - start, b - start) for a, b in self.spans[first:stop]),
+            targets_N=self.targets_N[start:end],
+            row_N=self.row_N[start:end] - first,
+            _sequences=self._sequences[first:stop],
+        )
 
     def to(self, device: torch.device | str) -> Rows:
         """The same with its index tensors on ``device``."""
@@ -118,7 +141,7 @@ def make_rows(groups: Sequence[Group]) -> Rows:
         groups=tuple(groups),
         row_of=tuple(row_of),
         spans=tuple(spans),
-        targets_N=torch.tensor(targets),
-        row_N=torch.tensor(row_N),
+        targets_N=torch.tensor(targets, dtype=torch.long),
+        row_N=torch.tensor(row_N, dtype=torch.long),
         _sequences=tuple(sequences),
     )

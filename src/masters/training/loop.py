@@ -6,9 +6,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ import torch
 
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds, save_model
+from masters.models.lora import save_adapter
+from masters.models.memory import doing
 from masters.teachers.masked import MaskedTeacher
 from masters.training.checkpoints import (
     Position,
@@ -26,8 +28,10 @@ from masters.training.checkpoints import (
     save_state,
     sync,
 )
+from masters.training.group_forward import Form, first_use, make_ready
 from masters.training.groups import Group
 from masters.training.objective import StepSums
+from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
 from masters.training.step import StepSettings, accumulate, apply_gradient
 from masters.training.student import Student
 from masters.training.trackers import Tracker
@@ -43,18 +47,6 @@ class Curriculum(Protocol):
     def groups(self, iteration: int) -> tuple[list[Group], int]:
         """The kept groups of an iteration and how many were dropped."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserSettings:
-    """AdamW on float32 weights: rate, decay, moments, schedule."""
-
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    schedule: str
-    warmup: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +69,6 @@ class LoopSettings:
     workers: int
 
 
-def make_optimiser(student: torch.nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over everything trained."""
-    return torch.optim.AdamW(
-        [p for p in student.parameters() if p.requires_grad],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def learning_rate(step: int, total: int, settings: OptimiserSettings) -> float:
-    """Rate of step ``step`` (0-based): linear warm-up, then constant or linear to 0."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * (total - step) / max(1, total - settings.warmup)
-
-
 class Trainer:
     """Runs the iterations of one train stage in ``folder``.
 
@@ -113,6 +85,7 @@ class Trainer:
         validate: greedy accuracy on validation questions, (accuracy, low, high, n); None for none.
         progress: done, total, note.
         trackers: read the same numbers as metrics.jsonl.
+        group_forward: how groups are seen, if the models allow it; see `group_forward.first_use`.
     """
 
     def __init__(
@@ -130,11 +103,14 @@ class Trainer:
         validate: Callable[[Any], tuple[float, float, float, int]] | None,
         progress: Callable[[int, int, str], None],
         trackers: Sequence[Tracker] = (),
+        group_forward: str = "repeat",
     ) -> None:
         self.student, self.teacher, self.curriculum = student, teacher, curriculum
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
+        self.group_forward = group_forward
+        self.forms: dict[str, Form] = {}
         self.optimiser = make_optimiser(student, optimiser)
         self.best: float | None = None
 
@@ -176,6 +152,8 @@ class Trainer:
         ratio = self.curriculum.ratio(i)
         if self.teacher is not None:
             self.teacher.set_ratio(ratio)
+        if groups and not self.forms:
+            self._first_use(groups)
         sums = StepSums()
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
         for part in self.optimiser.param_groups:
@@ -202,19 +180,48 @@ class Trainer:
             "time/mask_bytes_read": self.teacher.bytes_read if self.teacher else 0,
         }
 
+    def _first_use(self, groups: list[Group]) -> None:
+        """Decides how each model sees a group, and writes down what the first batch showed."""
+        models = {"student": self.student.vlm}
+        if self.teacher is not None:
+            models["teacher"] = self.teacher.model
+        verdicts = {
+            name: first_use(
+                model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
+                precision=self.student.precision, vocabulary=self.step.vocabulary,
+            )
+            for name, model in models.items()
+        }  # fmt: skip
+        shown = {name: asdict(verdict) for name, verdict in verdicts.items()}
+        (self.folder / "first_use.json").write_text(json.dumps(shown, indent=1) + "\n")
+        self._see_groups({name: verdict.form for name, verdict in verdicts.items()})
+
+    def _see_groups(self, forms: Mapping[str, Form]) -> None:
+        self.forms = dict(forms)
+        self.step = replace(
+            self.step,
+            student_form=forms["student"],
+            teacher_form=forms.get("teacher", "repeat"),
+        )
+        make_ready(self.student.vlm, forms["student"])
+        if self.teacher is not None:
+            make_ready(self.teacher.model, self.step.teacher_form)
+
     def _step(self, i: int, groups: list[Group], sums: StepSums) -> float:
         """One optimiser step; returns the gradient norm before clipping."""
         try:
-            accumulate(
-                self.student,
-                self.teacher,
-                groups,
-                ids=self.ids,
-                settings=self.step,
-                questions=len(groups),
-                sums=sums,
-            )
-            return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+            with doing(f"training on step {i + 1}"):
+                accumulate(
+                    self.student,
+                    self.teacher,
+                    groups,
+                    ids=self.ids,
+                    settings=self.step,
+                    questions=len(groups),
+                    sums=sums,
+                )
+            with doing(f"updating the weights in step {i + 1}"):
+                return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
         except NonFiniteLossError as error:
             # Nothing of this step was applied: what came before it is worth keeping.
             self.optimiser.zero_grad(set_to_none=True)
@@ -239,6 +246,8 @@ class Trainer:
             cut_log(self.folder / name, step if position is not None else -1)
         if position is not None:
             self.best = position.best
+            if position.forms:
+                self._see_groups(position.forms)
         return step - self.loop.start
 
     def _checkpoint(self, done: int) -> None:
@@ -247,13 +256,14 @@ class Trainer:
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        position = Position(step=at, ratio=ratio, best=self.best)
+        position = Position(step=at, ratio=ratio, best=self.best, forms=self.forms)
         save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
 
     def _validate(self, done: int) -> None:
         assert self.validate is not None
         self.student.eval()
-        accuracy, low, high, n = self.validate(self.student.vlm)
+        with doing(f"validating after step {self.loop.start + done}"):
+            accuracy, low, high, n = self.validate(self.student.vlm)
         self.student.train()
         row = {
             "step": self.loop.start + done,
@@ -269,9 +279,16 @@ class Trainer:
             self._export("best")
 
     def _export(self, name: str) -> None:
+        state = self.student.plain_state()
+        self._place(
+            name, lambda to: save_model(self.student.vlm, to, source=self.source, state=state)
+        )
+
+    def _place(self, name: str, write: Callable[[Path], None]) -> None:
+        """Has ``write`` fill a folder that takes its name when it is whole and on disk."""
         partial = self.folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        save_model(self.student.vlm, partial, source=self.source)
+        write(partial)
         for file in partial.iterdir():
             sync(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -279,6 +296,8 @@ class Trainer:
 
     def _finish(self, steps: int) -> dict[str, Any]:
         self._export("model")
+        if self.student.adapted:
+            self._place("adapter", lambda to: save_adapter(self.student.vlm, to))
         if self.best is None:
             shutil.rmtree(self.folder / "best", ignore_errors=True)
         save_state(self.optimiser.state_dict(), self.folder / "optimiser.pt")

@@ -24,6 +24,11 @@ def jsd_from_log_probs(
     return beta * kl_p + (1 - beta) * kl_q, log_q_mix_V, kl_q
 
 
+def entropy_from_log_probs(log_p_V: torch.Tensor) -> torch.Tensor:
+    """Entropy -sum_v p log p of log-probabilities [..., V], in nats: [...], from 0 to ln V."""
+    return -(log_p_V.exp() * log_p_V.clamp_min(-1e4)).sum(-1)
+
+
 def jsd(
     logits_teacher: torch.Tensor,
     logits_student: torch.Tensor,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from masters.models.lora import merged_state
 from masters.training.token_scores import ScoreSettings, token_scores
 
 
@@ -30,12 +32,34 @@ class Student(nn.Module):
     Args:
         vlm: float32 weights.
         precision: compute dtype; the trained weights stay float32 whatever it is.
+        resting: names of modules of frozen parts, which stay in eval mode while the rest trains.
+        adapted: low-rank adapters are in it.
     """
 
-    def __init__(self, vlm: Any, *, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        vlm: Any,
+        *,
+        precision: torch.dtype = torch.float32,
+        resting: Sequence[str] = (),
+        adapted: bool = False,
+    ) -> None:
         super().__init__()
         self.vlm = vlm
         self.precision = precision
+        self.adapted = adapted
+        self._resting = tuple(resting)
+
+    def train(self, mode: bool = True) -> Student:
+        """Training mode for what is trained; frozen parts stay in eval mode."""
+        super().train(mode)
+        for name in self._resting:
+            self.vlm.get_submodule(name).training = False
+        return self
+
+    def plain_state(self) -> dict[str, torch.Tensor]:
+        """The tensors of an ordinary checkpoint of the model: adapters merged."""
+        return merged_state(self.vlm) if self.adapted else self.vlm.state_dict()
 
     def forward(
         self,

@@ -24,7 +24,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
-from masters.training.losses import jsd_from_log_probs
+from masters.training.losses import entropy_from_log_probs, jsd_from_log_probs
 
 #: Bytes that a chunk's logits may take (CPU, accelerator), unless the shortest chunk takes more.
 CHUNK_BYTES = (3 << 24, 1 << 30)
@@ -173,18 +173,15 @@ class _Logits:
         """(JSD, log(Q / mix), KL(Q || mix), log Q); ``log_q_BV`` is used where it is that."""
         temperature = self.settings.temperature
         if log_q_BV is None or temperature != 1.0 or self.common != z_S.shape[1]:
-            log_q_BV = _log_probs(z_S[:, : self.common], temperature)
-        log_p_BW = _log_probs(z_T, temperature)
+            log_q_BV = log_probs(z_S[:, : self.common], temperature)
+        log_p_BW = log_probs(z_T, temperature)
         return *jsd_from_log_probs(log_p_BW, log_q_BV, self.settings.beta), log_q_BV
 
 
-def _log_probs(z_BV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def log_probs(z_BV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of logits, float32 or wider."""
     z_BV = z_BV if z_BV.dtype == torch.float64 else z_BV.float()
     return log_softmax(z_BV / temperature if temperature != 1.0 else z_BV, dim=-1)
-
-
-def _entropy(log_p_BV: torch.Tensor) -> torch.Tensor:
-    return -(log_p_BV.exp() * log_p_BV).sum(-1)
 
 
 class _TokenScores(torch.autograd.Function):
@@ -199,11 +196,11 @@ class _TokenScores(torch.autograd.Function):
             logits.load(start)
             jsd_C, logp_C, entropy_C, teacher_C = (x[logits.tokens] for x in outputs)
             for rows, z_S, z_T, y in logits.blocks():
-                log_q_BV = _log_probs(z_S)
+                log_q_BV = log_probs(z_S)
                 logp_C[rows] = log_q_BV.gather(1, y)[:, 0]
-                entropy_C[rows] = _entropy(log_q_BV)
+                entropy_C[rows] = entropy_from_log_probs(log_q_BV)
                 if z_T is not None:
-                    teacher_C[rows] = _entropy(_log_probs(z_T))
+                    teacher_C[rows] = entropy_from_log_probs(log_probs(z_T))
                     jsd_C[rows] = logits.divergence(z_S, z_T, log_q_BV)[0]
         jsd_N, logp_N, settings.entropy_N, teacher_N = outputs
         settings.teacher_entropy_N = None if hidden_T is None else teacher_N
@@ -258,7 +255,7 @@ def _logit_gradients(logits: _Logits, slope_C: dict[str, torch.Tensor]) -> dict[
     for rows, z_S, z_T, y in logits.blocks():
         log_q_BV = djsd_BW = dlogp_BV = cast(Any, None)
         if "logp" in slope_C:
-            log_q_BV = _log_probs(z_S)
+            log_q_BV = log_probs(z_S)
             dlogp_BV = log_q_BV.exp().neg_()
             dlogp_BV.scatter_add_(1, y, torch.ones_like(dlogp_BV[:, :1]))
         if "jsd" in slope_C:

@@ -1,0 +1,72 @@
+"""Which models a recipe measures, and at which mask ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from masters import lineage
+from masters.drafts import WHOLE_ONLY, Drafts, Opened, limited
+from masters.lineage import STUDENT, Version
+from masters.ratios import ratio_parts
+from masters.recipe import Phase, Recipe
+from masters.specs import EvaluateSpec
+
+
+def draft_evaluations(drafts: Drafts) -> None:
+    """The untouched student, the trained one, and the teachers at every ratio of their curves.
+
+    Comes after all phases: a teacher may have been trained by one.
+    """
+    recipe = drafts.recipe
+    phases, checkpoint = recipe.method.phases, recipe.evaluation.checkpoint
+    start = drafts.model(Version(model=STUDENT), "model")
+    final = drafts.model(lineage.standing(phases, STUDENT, len(phases)), "model")
+    _evaluate(drafts, "start", start, "last", WHOLE_ONLY, {})
+    _evaluate(drafts, "student", final, checkpoint, WHOLE_ONLY, {})
+    for version in lineage.evaluated_teachers(recipe):
+        taught = [p for k, p in enumerate(phases) if lineage.teacher(phases, k) == version]
+        masked = [phase for phase in taught if phase.mask]
+        # An assistant that teaches only once it is trained has no masks before.
+        before = not taught and any(phase.student == version.model for phase in phases)
+        ratios = WHOLE_ONLY if before else _curve(recipe, masked)
+        thresholds = drafts.mask(version, ratios, masked[0].mask if masked else None)
+        model = drafts.model(version, "model")
+        _evaluate(drafts, f"teacher-{version.name}", model, "last", ratios, thresholds)
+
+
+def _curve(recipe: Recipe, phases: Sequence[Phase]) -> tuple[int, ...]:
+    """The ratios of a teacher's masking curve, falling, 0 included."""
+    evaluation = recipe.evaluation
+    ratios = {0}
+    if evaluation.masking_curve and evaluation.masking_ratios is not None:
+        ratios |= {ratio_parts(ratio) for ratio in evaluation.masking_ratios}
+    elif evaluation.masking_curve:
+        ratios |= {ratio for phase in phases if phase.mask for ratio in phase.mask.ratios}
+    return tuple(sorted(ratios, reverse=True))
+
+
+def _evaluate(
+    drafts: Drafts,
+    name: str,
+    model: Opened,
+    checkpoint: str,
+    ratios: tuple[int, ...],
+    thresholds: Mapping[str, str],
+) -> None:
+    recipe = drafts.recipe
+    if recipe.data.test is None:
+        return
+    reference, inputs = model
+    spec = EvaluateSpec(
+        model=reference,
+        side="teacher" if name.startswith("teacher-") else "student",
+        checkpoint="best" if checkpoint == "best" else "last",
+        data=limited(recipe.data.test, recipe.data.limit, recipe.evaluation.questions),
+        prompt=recipe.prompt,
+        benchmark=recipe.evaluation.benchmark,
+        rule=recipe.evaluation.rule,
+        max_new_tokens=drafts.answer_tokens(),
+        precision=drafts.precision,
+        ratios=ratios,
+    )
+    drafts.add(f"evaluate/{name}", spec, {**inputs, **thresholds})
