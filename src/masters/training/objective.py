@@ -73,6 +73,16 @@ class StepSums:
     groups: int = 0
     tokens: int = 0
     kl_max: float = 0.0
+    entropy: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    scored: int = 0
+
+    def add_entropies(self, *, student: torch.Tensor | None, teacher: torch.Tensor | None) -> None:
+        """Entropies [N] of the distributions at tokens that a forward pass scored once each."""
+        assert student is not None
+        self.scored += len(student)
+        self.entropy["student"] += student.sum().item()
+        if teacher is not None:
+            self.entropy["teacher"] += teacher.sum().item()
 
 
 def token_weights(questions: int, responses: int, tokens: int) -> float:
