@@ -43,7 +43,7 @@ def find_device(name: str, *, key: str) -> torch.device:
 def to_device(
     tensors: Mapping[str, torch.Tensor], device: torch.device | str
 ) -> dict[str, torch.Tensor]:
-    """The tensors on ``device``. A CUDA device fetches them from pinned memory while it computes."""
+    """The tensors on ``device``; a CUDA device fetches them from pinned memory as it computes."""
     if torch.device(device).type != "cuda":
         return {name: value.to(device) for name, value in tensors.items()}
     return {

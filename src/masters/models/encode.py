@@ -49,12 +49,12 @@ class EncodedPrompt:
 
     @property
     def size(self) -> int:
-        """Bytes of its image tensors."""
-        return sum(value.nbytes for value in self.images.values())
+        """Bytes it takes: its image tensors, and about 64 for each id."""
+        return sum(value.nbytes for value in self.images.values()) + 64 * len(self.ids)
 
     @property
     def image_key(self) -> bytes:
-        """A digest of its image tensors: equal pictures have equal keys, whoever asks about them."""
+        """A digest of its image tensors: equal pictures have equal keys in every question."""
         known = self.__dict__.get("_image_key")
         if known is None:
             digest = hashlib.blake2b(digest_size=16)

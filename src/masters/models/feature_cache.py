@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -45,7 +46,7 @@ class FeatureStore:
     the one before, and whoever kept the newest would drop what comes back first.
 
     Args:
-        room: bytes.
+        room: bytes; 0: a picture is encoded once in each forward pass.
     """
 
     def __init__(self, room: int) -> None:
@@ -142,7 +143,8 @@ class FeatureCache:
         core = model.base_model
         self._original = core.get_image_features
         self._names = list(inspect.signature(self._original).parameters)
-        core.get_image_features = self._features
+        # Generation reads the signature to see which inputs are pixels.
+        core.get_image_features = wraps(self._original)(lambda *a, **k: self._features(*a, **k))
         core.register_forward_pre_hook(self._begin, with_kwargs=True)
         core.register_forward_hook(self._end, always_call=True)
         self._tap = _Tap(model) if level == "projector_inputs" else None
@@ -191,9 +193,10 @@ class FeatureCache:
         else:
             with self._tap.recording() as value:
                 result = self._encode(prompt, given)
-        kept = _moved(value, "cpu", copy=True)  # waits for the device, so that the time is true
-        seconds = time.perf_counter() - begin
-        self._store.put(self._owner, version, prompt.image_key, kept, seconds)
+        if self._store.room:
+            kept = _moved(value, "cpu", copy=True)  # waits for the device, so that the time is true
+            seconds = time.perf_counter() - begin
+            self._store.put(self._owner, version, prompt.image_key, kept, seconds)
         return result
 
     def _encode(self, prompt: EncodedPrompt, given: dict[str, Any]) -> dict[str, Any]:

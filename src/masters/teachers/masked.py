@@ -29,6 +29,11 @@ class MaskedTeacher:
         model: the unmasked teacher, as loaded from ``folder``.
         folder: its checkpoint.
         thresholds: None for a teacher that is never masked.
+
+    Attributes:
+        ratio: the mask's, per 10,000.
+        bytes_read, seconds: what setting masks has taken so far.
+        masks_pictures: masks reach weights outside of the language model, which make the features.
     """
 
     def __init__(self, model: Any, folder: Path, thresholds: Thresholds | None) -> None:
@@ -40,17 +45,15 @@ class MaskedTeacher:
         self._entries = checkpoint_tensors(folder) if thresholds is not None else {}
         layers = [] if thresholds is None else maskable_layers(model)
         self._layers = {layer.name: layer for layer in layers}
-        family = None if thresholds is None else family_of(model)
-        self._masks_pictures = family is not None and any(
-            family.part_of(name) != "language" for name in thresholds.layers
-        )
+        self.masks_pictures = False
         if thresholds is not None:
+            family = family_of(model)
+            self.masks_pictures = any(family.part_of(n) != "language" for n in thresholds.layers)
             self._check(thresholds, folder)
 
-    @property
     def picture_ratio(self) -> int:
-        """The ratio that a picture's features depend on: 0 while no mask touches what makes them."""
-        return self.ratio if self._masks_pictures else 0
+        """The ratio that features of pictures depend on: 0 where no mask touches their weights."""
+        return self.ratio if self.masks_pictures else 0
 
     def _check(self, thresholds: Thresholds, folder: Path) -> None:
         for name, measured in thresholds.layers.items():

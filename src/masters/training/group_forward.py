@@ -50,9 +50,7 @@ def group_inputs(
     # Features that are kept are found by their prompts: no pixels are brought to the device.
     kept = feature_cache(vlm) is not None
     if form == "repeat":
-        repeated, column_N = rows.inputs(
-            teacher=teacher, pad=pad, device=device, pixels=not kept
-        )
+        repeated, column_N = rows.inputs(teacher=teacher, pad=pad, device=device, pixels=not kept)
         shown = {PICTURES: rows.prompts(teacher=teacher)} if kept else {}
         return {**repeated, **shown}, rows.row_N.to(device), column_N
     groups = rows.by_group(teacher=teacher)
