@@ -1,4 +1,4 @@
-"""The input path: made ahead by threads, in order, within its bytes, and the same with any number."""
+"""The input path: made ahead by threads, in order, within its bytes, whatever their number."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_what_was_not_announced_is_refused() -> None:
         yield 0
         raise OSError("a shard is gone")
 
-    with ReadAhead(shaken, [3, 1], workers=1) as ahead:
-        with pytest.raises(ValueError, match="1 was asked for; expected 3"):
-            ahead.take(1)
+    wrong = pytest.raises(ValueError, match="1 was asked for; expected 3")
+    with ReadAhead(shaken, [3, 1], workers=1) as ahead, wrong:
+        ahead.take(1)
     with ReadAhead(shaken, [3], workers=2) as ahead:
         ahead.take(3)
         with pytest.raises(ValueError, match="expected 'nothing more'"):
