@@ -360,7 +360,10 @@ class Runtime(Section):
     """Images decoded before the work: all where a data set has no more, else those of so many
     questions spread over it, and the others when their turn comes. null: always all."""
     workers: Whole = 2
-    """Threads that prepare coming batches; 0: the trainer prepares them itself."""
+    """Threads that read and encode coming questions; 0: done when they are needed."""
+    feature_cache_gb: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Host memory (GB) for the features of pictures that frozen vision towers make: the teacher's,
+    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from masters.errors import ModelError
 from masters.models.layers import maskable_layers
+from masters.models.load import load_model
+from masters.models.tiny import write_tiny_model
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.measuring import measure_thresholds
 from masters.teachers.thresholds import Thresholds
@@ -98,3 +106,72 @@ def test_thresholds_of_other_weights_are_refused(teacher: Tiny) -> None:
     masked = MaskedTeacher(teacher.model, teacher.folder, thresholds)
     with pytest.raises(ModelError, match="belong to other weights"):
         masked.set_ratio(5000)
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the tensors that torch operations made and that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not func.is_view:
+            storage = made.untyped_storage()
+            given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+            if storage.data_ptr() not in given | self._known:
+                self._add(storage.data_ptr(), storage.nbytes(), made)
+        return made
+
+    def _add(self, at: int, size: int, made: torch.Tensor) -> None:
+        self._known.add(at)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self._known.discard(at)
+            self.now -= size
+
+        finalize(made, gone)
+
+
+def test_masks_hold_a_few_copies_of_one_matrix_never_of_the_model(tmp_path: Path) -> None:
+    """Torch's tensors and what numpy reads, while masks go up, down and back to nothing."""
+    write_tiny_model(tmp_path, "qwen3_vl_1m", seed=1, texts=["a red circle"])
+    thresholds = measure_thresholds(tmp_path, RATIOS)
+    masked = MaskedTeacher(load_model(str(tmp_path)), tmp_path, thresholds)
+    sizes = [4 * layer.size for layer in thresholds.layers.values()]
+    tracemalloc.start()
+    try:
+        for ratio in (5000, 1000, 2000, 0):
+            tracemalloc.reset_peak()
+            at_first = tracemalloc.get_traced_memory()[0]
+            with Memory() as torchs:
+                masked.set_ratio(ratio)
+            peak = torchs.peak + tracemalloc.get_traced_memory()[1] - at_first
+            # The matrix as read, its absolute values, and which of them are small.
+            assert max(sizes) <= peak < 2.5 * max(sizes) < sum(sizes) / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_only_what_changes_is_read(teacher: Tiny) -> None:
+    """Going down by one part in ten thousand moves no weight of a small matrix."""
+    ratios = (5001, 5000)
+    thresholds = measure_thresholds(teacher.folder, ratios)
+    masked = MaskedTeacher(teacher.model, teacher.folder, thresholds)
+    masked.set_ratio(5001)
+    assert masked.bytes_read == 0
+    masked.set_ratio(5000)
+    up = thresholds.ratios.index(5001)
+    changed = [ly.size for ly in thresholds.layers.values() if ly.zeros[up] != ly.zeros[1 - up]]
+    assert masked.bytes_read == 4 * sum(changed) and 0 < len(changed) < len(thresholds.layers)
+    fresh: Any = load_model(str(teacher.folder))
+    MaskedTeacher(fresh, teacher.folder, thresholds).set_ratio(5000)
+    for name, weight in fresh.named_parameters():
+        assert torch.equal(weight, teacher.model.get_parameter(name)), name
+    assert masked.seconds > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 import torch
 
@@ -37,6 +38,18 @@ def find_device(name: str, *, key: str) -> torch.device:
                 "shows what is here"
             )
     return device
+
+
+def to_device(
+    tensors: Mapping[str, torch.Tensor], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """The tensors on ``device``; a CUDA device fetches them from pinned memory as it computes."""
+    if torch.device(device).type != "cuda":
+        return {name: value.to(device) for name, value in tensors.items()}
+    return {
+        name: (value.pin_memory() if value.numel() else value).to(device, non_blocking=True)
+        for name, value in tensors.items()
+    }
 
 
 def exact_arithmetic() -> None:

@@ -5,14 +5,16 @@ Shape suffixes: R rows, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from masters.data.questions import IMAGE_MARKER, Question
 from masters.errors import ModelError
+from masters.models.devices import to_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +52,26 @@ class EncodedPrompt:
         """About how many bytes it takes: image tensors, ids (Python numbers) and text."""
         numbers = len(self.ids) * (1 + len(self.token_types))
         return sum(value.nbytes for value in self.images.values()) + 36 * numbers + len(self.text)
+
+    @property
+    def image_key(self) -> bytes:
+        """A digest of its image tensors: equal pictures have equal keys in every question."""
+        known = self.__dict__.get("_image_key")
+        if known is None:
+            digest = hashlib.blake2b(digest_size=16)
+            for name, value in sorted(self.images.items()):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+                digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+            known = self.__dict__["_image_key"] = digest.digest()
+        return known
+
+    def without_pixels(self) -> EncodedPrompt:
+        """The same with no rows in its pixels and pixel masks; sizes and grids stay."""
+        images = {
+            name: value[:0] if value.is_floating_point() or value.dim() > 2 else value
+            for name, value in self.images.items()
+        }
+        return replace(self, images=images)
 
 
 def chat_messages(question: Question, prompt: PromptText) -> list[dict[str, Any]]:
@@ -163,7 +185,7 @@ def pad_rows(
     for name in sorted(names):
         parts = [prompt.images[name] for prompt, _ in rows if name in prompt.images]
         inputs[name] = _concatenate(parts)
-    return {name: value.to(device) for name, value in inputs.items()}
+    return to_device(inputs, device)
 
 
 def _concatenate(parts: Sequence[torch.Tensor]) -> torch.Tensor:

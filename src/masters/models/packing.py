@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from masters.errors import ModelError
+from masters.models.devices import to_device
 from masters.models.encode import EncodedPrompt, pad_rows
 from masters.models.families import family_of
 
@@ -131,7 +132,7 @@ def packed_inputs(
     images = {k: v for k, v in prompts.items() if k not in ("input_ids", "attention_mask", *types)}
     position = position_ABT if axes > 1 else position_ABT[0]
     inputs = {"input_ids": ids_BT, "position_ids": position, **types, **images}
-    return {name: value.to(device) for name, value in inputs.items()}
+    return to_device(inputs, device)
 
 
 def _prompt_positions(vlm: Any, prompts: dict[str, torch.Tensor]) -> torch.Tensor:

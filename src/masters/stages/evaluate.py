@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from masters.artifacts import StageContext, atomic_write_text
@@ -12,6 +13,7 @@ from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
+from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.rewards.verifiers import verify
@@ -50,18 +52,25 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
     )
-    blocks = range(0, len(questions), SHARD)
     total = len(spec.ratios) * len(questions)
+    parts = [
+        (ratio, range(start, min(start + SHARD, len(questions))))
+        for ratio in spec.ratios
+        for start in range(0, len(questions), SHARD)
+    ]
+    paths = [context.folder / "answers" / shard_name(n) for n in range(len(parts))]
+    missing = {path for path in paths if not path.exists()}
+    wanted = (
+        i for path, (_, part) in zip(paths, parts, strict=True) if path in missing for i in part
+    )
     answers: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    for r, ratio in enumerate(spec.ratios):
-        for b, start in enumerate(blocks):
-            path = context.folder / "answers" / shard_name(r * len(blocks) + b)
-            if not path.exists():
+    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+        for path, (ratio, part) in zip(paths, parts, strict=True):
+            if path in missing:
                 teacher.set_ratio(ratio)
-                stop = min(start + SHARD, len(questions))
                 with doing("generating answers"):
-                    rows = _answer(spec, engine, prompts, list(range(start, stop)), ratio)
+                    rows = _answer(spec, engine, prompts, part, ratio, encoded)
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)
@@ -74,18 +83,23 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     }
     atomic_write_text(context.folder / "results.json", json.dumps(results, indent=1) + "\n")
     headline = next(row for row in results["rows"] if row["kind"] == "all")
-    return {"questions": len(questions), "accuracy": headline["value"]}
+    return {
+        "questions": len(questions),
+        "accuracy": headline["value"],
+        "seconds_waiting": round(encoded.seconds_waiting, 3),
+    }
 
 
 def _answer(
     spec: EvaluateSpec,
     engine: TransformersEngine,
     prompts: Prompts,
-    indices: list[int],
+    indices: Sequence[int],
     ratio: int,
+    encoded: Callable[[int], EncodedPrompt],
 ) -> list[dict[str, Any]]:
     answered = greedy_answers(
-        engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD
+        engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD, encoded=encoded
     )
     return [
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from masters.data.sources import open_questions, verify_images
 from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
 from masters.generation.engine import Request, TransformersEngine
 from masters.generation.sampling import SampleKey, Sampling
+from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.specs import GenerateSpec
@@ -48,35 +50,52 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         precision=DTYPES[spec.precision],
     )
     plan = planned_pairs(spec, len(questions))
-    folder = context.folder / "responses"
-    tokens = cut = 0
+    starts = range(0, len(plan), spec.shard_questions)
+    paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
+    missing = {path for path in paths if not path.exists()}
+    parts = [plan[start : start + spec.shard_questions] for start in starts]
+    wanted = (
+        index
+        for path, part in zip(paths, parts, strict=True)
+        if path in missing
+        for _, same in _by_ratio(part)
+        for index in same
+    )
+    tokens = cut = done = 0
     begin = time.perf_counter()
-    for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
-        part: list[list[int]] = plan[start : start + spec.shard_questions].tolist()
-        path = folder / shard_name(shard)
-        if path.exists():
-            rows = read_shard(path, RESPONSES).to_pylist()
-        else:
-            rows = []
-            for ratio in dict.fromkeys(ratio for _, ratio in part):
-                teacher.set_ratio(ratio)
-                same = [index for index, r in part if r == ratio]
-                with doing("generating responses"):
-                    rows += _respond(
-                        spec, engine, prompts, questions, same, ratio, str(opened.folder)
-                    )
-            write_shard(path, rows, RESPONSES)
-        tokens += sum(len(row["token_ids"]) for row in rows)
-        cut += sum(row["finish"] == "length" for row in rows)
-        rate = (start + len(part)) / (time.perf_counter() - begin)
-        context.progress(start + len(part), len(plan), f"{rate:.1f} questions/s")
+    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+        for path, part in zip(paths, parts, strict=True):
+            if path in missing:
+                rows = []
+                for ratio, same in _by_ratio(part):
+                    teacher.set_ratio(ratio)
+                    with doing("generating responses"):
+                        rows += _respond(
+                            spec, engine, encoded, questions, same, ratio, str(opened.folder)
+                        )
+                write_shard(path, rows, RESPONSES)
+            else:
+                rows = read_shard(path, RESPONSES).to_pylist()
+            tokens += sum(len(row["token_ids"]) for row in rows)
+            cut += sum(row["finish"] == "length" for row in rows)
+            done += len(part)
+            rate = done / (time.perf_counter() - begin)
+            context.progress(done, len(plan), f"{rate:.1f} questions/s")
     return {
         "questions": len(plan),
         "responses": len(plan) * spec.samples,
         "tokens": tokens,
         "cut_at_limit": cut,
         "skipped_rows": questions.skipped,
+        "seconds_waiting": round(encoded.seconds_waiting, 3),
     }
+
+
+def _by_ratio(part: np.ndarray) -> list[tuple[int, list[int]]]:
+    """(ratio, indices of its questions) of a shard's pairs, ratios by first use."""
+    pairs: list[list[int]] = part.tolist()
+    ratios = dict.fromkeys(ratio for _, ratio in pairs)
+    return [(ratio, [index for index, r in pairs if r == ratio]) for ratio in ratios]
 
 
 def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
@@ -96,7 +115,7 @@ def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
 def _respond(
     spec: GenerateSpec,
     engine: TransformersEngine,
-    prompts: Prompts,
+    encoded: Callable[[int], EncodedPrompt],
     questions: Questions,
     indices: list[int],
     ratio: int,
@@ -122,7 +141,7 @@ def _respond(
             )
             for sample in range(spec.samples)
         )
-        requests.append(Request(prompt=prompts(index), keys=keys))
+        requests.append(Request(prompt=encoded(index), keys=keys))
     results = engine.generate(requests, sampling)
     return [
         {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from masters.models.load import (
 )
 from masters.models.memory import doing
 from masters.models.offload import stream_blocks
+from masters.read_ahead import ReadAhead
 from masters.recipe import Prompt, Runtime
 from masters.specs import ModelRef
 from masters.teachers.masked import MaskedTeacher
@@ -108,16 +110,17 @@ def open_teacher(opened: OpenedModel, context: StageContext) -> MaskedTeacher:
 
 
 class Prompts:
-    """Questions encoded for one model, each once while it stays in the cache.
+    """Questions encoded for one model, each once while there is room to keep it.
 
     Args:
         questions: the data set.
         processor: of the model that reads them.
         prompt: the recipe's prompt block.
-        cache: bytes of image tensors kept in memory.
+        cache: bytes kept in memory. What does not fit is encoded again: the next epoch's order is
+            another one, and whoever kept the newest would drop what comes back first.
 
-    Threads may share it. Tokenizers keep settings between calls, so one question is encoded at a
-    time.
+    Threads may share it: tokenizers keep settings between calls, so each thread has a copy of the
+    processor.
     """
 
     def __init__(
@@ -127,26 +130,33 @@ class Prompts:
         self._processor = processor
         self._prompt = prompt
         self._text = PromptText(system=prompt.system, suffix=prompt.suffix)
-        self._cache: OrderedDict[int, EncodedPrompt] = OrderedDict()
+        self._kept: dict[int, EncodedPrompt] = {}
         self._room = cache
         self._lock = threading.Lock()
+        self._home = threading.get_ident()
+        self._at_home = threading.Lock()
+        self._threads = threading.local()
 
     def __call__(self, index: int) -> EncodedPrompt:
         """The encoded prompt of question ``index``."""
-        with self._lock:
-            known = self._cache.get(index)
-            if known is None:
-                known = self._cache[index] = self._encode(index)
-                self._room -= known.size
-                while self._room < 0 and len(self._cache) > 1:
-                    _, oldest = self._cache.popitem(last=False)
-                    self._room += oldest.size
+        known = self._kept.get(index)
+        if known is not None:
             return known
+        encoded = self._encode(index)
+        with self._lock:
+            known = self._kept.get(index)  # another thread may have been quicker
+            if known is None and encoded.size <= self._room:
+                self._kept[index] = encoded
+                self._room -= encoded.size
+        return known or encoded
 
     def encode(self, index: int, *, change: Callable[[Image], Image]) -> EncodedPrompt:
         """Question ``index`` with each of its pictures changed; not kept."""
-        with self._lock:
-            return self._encode(index, change)
+        return self._encode(index, change)
+
+    def ahead(self, indices: Iterable[int], workers: int) -> ReadAhead[int, EncodedPrompt]:
+        """The prompts of these questions, made by threads and asked for in this order."""
+        return ReadAhead(self, indices, workers=workers, size=lambda prompt: prompt.size)
 
     def _encode(self, index: int, change: Callable[[Image], Image] | None = None) -> EncodedPrompt:
         question = self.questions[index]
@@ -155,7 +165,20 @@ class Prompts:
             images = [change(image) for image in images]
         if self._prompt.max_pixels is not None:
             images = [fit_pixels(image, self._prompt.max_pixels) for image in images]
-        return encode_prompt(self._processor, question, images, self._text)
+        with self._own_processor() as processor:
+            return encode_prompt(processor, question, images, self._text)
+
+    @contextmanager
+    def _own_processor(self) -> Iterator[Any]:
+        """This thread's processor; nobody copies the original while it is at work."""
+        if threading.get_ident() == self._home:
+            with self._at_home:
+                yield self._processor
+            return
+        if not hasattr(self._threads, "processor"):
+            with self._at_home:
+                self._threads.processor = copy.deepcopy(self._processor)
+        yield self._threads.processor
 
 
 def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
@@ -165,9 +188,19 @@ def label_ids(tokenizer: Any, ids: TokenIds, text: str) -> tuple[int, ...]:
 
 
 def greedy_answers(
-    engine: Engine, prompts: Prompts, indices: Sequence[int], *, max_new_tokens: int, chunk: int
+    engine: Engine,
+    prompts: Prompts,
+    indices: Sequence[int],
+    *,
+    max_new_tokens: int,
+    chunk: int,
+    encoded: Callable[[int], EncodedPrompt] | None = None,
 ) -> Iterator[tuple[int, Question, Completion]]:
-    """(index, question, greedy completion), ``chunk`` questions encoded at a time."""
+    """(index, question, greedy completion), ``chunk`` questions encoded at a time.
+
+    ``encoded``: where the prompts come from, if not from ``prompts`` itself.
+    """
+    encoded = encoded or prompts
     sampling = Sampling.greedy(max_new_tokens)
     for start in range(0, len(indices), chunk):
         part = indices[start : start + chunk]
@@ -177,7 +210,7 @@ def greedy_answers(
                 seed=0, question_id=prompts.questions[i].id, source="greedy",
                 ratio=0, round=0, sample=0,
             )  # fmt: skip
-            requests.append(Request(prompt=prompts(i), keys=(key,)))
+            requests.append(Request(prompt=encoded(i), keys=(key,)))
         results = engine.generate(requests, sampling)
         for i, completions in zip(part, results, strict=True):
             yield i, prompts.questions[i], completions[0]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
 from masters.artifacts import StageContext
+from masters.data.questions import Questions
 from masters.data.sources import open_questions
 from masters.data.tables import KEY_COLUMNS, RESPONSES, SCORES, list_shards, read_shard, write_shard
+from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES, TokenIds
 from masters.models.memory import doing
 from masters.specs import ScoreSpec
@@ -43,21 +47,36 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role="reference", precision=DTYPES[spec.precision])
     shards = list_shards(context.inputs["responses"] / "responses")
+    missing = [shard for shard in shards if not (context.folder / "scores" / shard.name).exists()]
     tokens = outside = 0
     begin = time.perf_counter()
-    for done, shard in enumerate(shards):
-        path = context.folder / "scores" / shard.name
-        if not path.exists():
-            rows = _readable(read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"]), opened.ids)
-            with doing("scoring responses"):
-                scored = _score(rows, student, opened, prompts, context)
-            write_shard(path, scored, SCORES)
-        lengths = [len(row) for row in read_shard(path, SCORES)["reference_logprobs"].to_pylist()]
-        tokens += sum(lengths)
-        outside += lengths.count(0)
-        rate = tokens / (time.perf_counter() - begin)
-        context.progress(done + 1, len(shards), f"{rate:.0f} tokens/s")
-    return {"tokens": tokens, "responses_without_scores": outside}
+    with prompts.ahead(_asked(missing, questions), context.runtime.workers) as encoded:
+        for done, shard in enumerate(shards):
+            path = context.folder / "scores" / shard.name
+            if shard in missing:
+                table = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"])
+                rows = _readable(table, opened.ids)
+                with doing("scoring responses"):
+                    scored = _score(rows, student, opened, questions, encoded, context)
+                write_shard(path, scored, SCORES)
+            scores = read_shard(path, SCORES)["reference_logprobs"].to_pylist()
+            lengths = [len(row) for row in scores]
+            tokens += sum(lengths)
+            outside += lengths.count(0)
+            rate = tokens / (time.perf_counter() - begin)
+            context.progress(done + 1, len(shards), f"{rate:.0f} tokens/s")
+    return {
+        "tokens": tokens,
+        "responses_without_scores": outside,
+        "seconds_waiting": round(encoded.seconds_waiting, 3),
+    }
+
+
+def _asked(shards: list[Path], questions: Questions) -> Iterator[int]:
+    """The questions that the shards answer, in their order."""
+    for shard in shards:
+        ids = read_shard(shard, RESPONSES, ["question_id"]).column("question_id").to_pylist()
+        yield from (questions.find(question_id) for question_id, _ in groupby(ids))
 
 
 def _readable(table: pa.Table, ids: TokenIds) -> list[dict[str, Any]]:
@@ -74,7 +93,8 @@ def _score(
     rows: list[dict[str, Any]],
     student: Student,
     opened: OpenedModel,
-    prompts: Prompts,
+    questions: Questions,
+    encoded: Callable[[int], EncodedPrompt],
     context: StageContext,
 ) -> list[dict[str, Any]]:
     """One row of scores for each row; one without tokens has none."""
@@ -93,7 +113,7 @@ def _score(
         groups = [
             Group(
                 question_id=question_id,
-                student_prompt=prompts(prompts.questions.find(question_id)),
+                student_prompt=encoded(questions.find(question_id)),
                 teacher_prompt=None,
                 responses=tuple(
                     Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own

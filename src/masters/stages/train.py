@@ -20,6 +20,7 @@ from masters.models.load import DTYPES
 from masters.recipe import Grpo, Jsd, Nll
 from masters.rewards.verifiers import verify
 from masters.specs import TrainSpec, ValidationSpec
+from masters.stages.features import keep_features
 from masters.stages.opening import (
     OpenedModel,
     Prompts,
@@ -64,6 +65,8 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     terms = tuple(_term(term) for term in spec.objective)
     jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
     teacher = None if teacher_model is None else open_teacher(teacher_model, context)
+    features = keep_features(spec, context.runtime, len(questions), opened.model, teacher)
+    groups.keyed = frozenset(features)
     trainer = Trainer(
         student=student,
         teacher=teacher,
@@ -103,6 +106,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         progress=context.progress,
         trackers=open_trackers(context.runtime.trackers, context.folder),
         group_forward=context.runtime.group_forward,
+        features=features,
     )
     if spec.carry_optimiser:
         trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")
@@ -150,7 +154,11 @@ def _rewards(spec: TrainSpec) -> RewardSettings:
 
 
 class PlannedGroups:
-    """The groups of each iteration: the plan's questions with their labels or responses."""
+    """The groups of each iteration: the plan's questions with their labels or responses.
+
+    Attributes:
+        keyed: the models that will ask for their prompts' keys; threads make them ahead.
+    """
 
     def __init__(
         self,
@@ -161,6 +169,7 @@ class PlannedGroups:
         teacher: OpenedModel | None,
         both: Pair,
     ) -> None:
+        self.keyed: frozenset[str] = frozenset()
         self.total = curriculum.iterations(len(questions), spec.schedule)
         self._spec, self._questions, self._student = spec, questions, student
         self._prompts = Prompts(questions, student.processor, spec.prompt)
@@ -222,13 +231,19 @@ class PlannedGroups:
             with self._lock:
                 ids = label_ids(self._label_tokenizer, self._student.ids, text)
             if len(ids) > self._spec.max_new_tokens:
-                self._long_labels += 1
+                with self._lock:
+                    self._long_labels += 1
                 return None
             responses.append(Response(token_ids=ids, source=LABEL))
+        prompts = {"student": self._prompts(index)}
+        if self._teacher_prompts is not None:
+            prompts["teacher"] = self._teacher_prompts(index)
+        for role in self.keyed:
+            _ = prompts[role].image_key
         return Group(
             question_id=question.id,
-            student_prompt=self._prompts(index),
-            teacher_prompt=None if self._teacher_prompts is None else self._teacher_prompts(index),
+            student_prompt=prompts["student"],
+            teacher_prompt=prompts.get("teacher"),
             responses=tuple(responses),
         )
 
@@ -262,13 +277,15 @@ def _validator(
             batch_rows=context.runtime.generation_batch,
             precision=precision,
         )
-        answers = greedy_answers(
-            engine, prompts, indices, max_new_tokens=validation.max_new_tokens, chunk=len(indices)
-        )
-        right = sum(
-            verify(validation.rule.rule, completion.text, question).reward == 1.0
-            for _, question, completion in answers
-        )
+        with prompts.ahead(indices, context.runtime.workers) as encoded:
+            answers = greedy_answers(
+                engine, prompts, indices, max_new_tokens=validation.max_new_tokens,
+                chunk=len(indices), encoded=encoded,
+            )  # fmt: skip
+            right = sum(
+                verify(validation.rule.rule, completion.text, question).reward == 1.0
+                for _, question, completion in answers
+            )
         value, low, high = wilson(right, len(indices))
         return value, low, high, len(indices)
 

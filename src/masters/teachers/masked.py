@@ -10,6 +10,7 @@ import torch
 
 from masters.errors import ModelError
 from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_bytes
+from masters.models.families import family_of
 from masters.models.layers import maskable_layers
 from masters.teachers.thresholds import LayerThresholds, Thresholds
 
@@ -21,12 +22,18 @@ class MaskedTeacher:
 
     Rising ratios only zero more of what is in memory (masks are nested). A falling ratio reads the
     original weights back from the checkpoint, one matrix at a time: there is never a second copy of
-    the model in memory.
+    the model in memory. A matrix of which both masks take the same number of weights is left as it
+    is: nested masks of one size are one mask.
 
     Args:
         model: the unmasked teacher, as loaded from ``folder``.
         folder: its checkpoint.
         thresholds: None for a teacher that is never masked.
+
+    Attributes:
+        ratio: the mask's, per 10,000.
+        bytes_read, seconds: what setting masks has taken so far.
+        masks_pictures: masks reach weights outside of the language model, which make the features.
     """
 
     def __init__(self, model: Any, folder: Path, thresholds: Thresholds | None) -> None:
@@ -38,8 +45,15 @@ class MaskedTeacher:
         self._entries = checkpoint_tensors(folder) if thresholds is not None else {}
         layers = [] if thresholds is None else maskable_layers(model)
         self._layers = {layer.name: layer for layer in layers}
+        self.masks_pictures = False
         if thresholds is not None:
+            family = family_of(model)
+            self.masks_pictures = any(family.part_of(n) != "language" for n in thresholds.layers)
             self._check(thresholds, folder)
+
+    def picture_ratio(self) -> int:
+        """The ratio that features of pictures depend on: 0 where no mask touches their weights."""
+        return self.ratio if self.masks_pictures else 0
 
     def _check(self, thresholds: Thresholds, folder: Path) -> None:
         for name, measured in thresholds.layers.items():
@@ -75,7 +89,10 @@ class MaskedTeacher:
             raise ModelError(f"no thresholds for masking ratio {ratio}/10000; there are {known}")
         begin = time.perf_counter()
         column = None if ratio == 0 else thresholds.ratios.index(ratio)
+        before = None if self.ratio == 0 else thresholds.ratios.index(self.ratio)
         for name, layer in thresholds.layers.items():
+            if _zeros(layer, before) == _zeros(layer, column):
+                continue
             weight, entry = self._weight(name), self._entries[layer.tensor]
             # lambda was measured in the stored dtype; one that holds every value of it will do.
             exact = torch.promote_types(weight.dtype, DTYPES[entry.dtype]) == weight.dtype
@@ -95,6 +112,10 @@ class MaskedTeacher:
         if column is not None:
             _zero_small(original, layer, column)
         weight.copy_(original.mT if layer.transposed else original)
+
+
+def _zeros(layer: LayerThresholds, column: int | None) -> int:
+    return 0 if column is None else layer.zeros[column]
 
 
 def _shape(entry: TensorEntry, layer: LayerThresholds) -> tuple[int, ...]:

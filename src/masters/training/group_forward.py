@@ -18,6 +18,7 @@ import torch
 
 from masters.errors import ModelError
 from masters.models.families import family_of
+from masters.models.feature_cache import PICTURES, feature_cache
 from masters.models.memory import doing, is_out_of_memory
 from masters.models.packed_attention import LAYOUT, NAME, use_packed_attention
 from masters.models.packing import attention_masks, lay_out, other_layers, packed_inputs
@@ -50,12 +51,18 @@ def group_inputs(
         pad: padding id.
         device: of the model's inputs.
     """
+    # Features that are kept are found by their prompts: no pixels are brought to the device.
+    kept = feature_cache(vlm) is not None
     if form == "repeat":
-        inputs, column_N = rows.inputs(teacher=teacher, pad=pad, device=device)
-        return inputs, rows.row_N.to(device), column_N
+        repeated, column_N = rows.inputs(teacher=teacher, pad=pad, device=device, pixels=not kept)
+        shown = {PICTURES: rows.prompts(teacher=teacher)} if kept else {}
+        return {**repeated, **shown}, rows.row_N.to(device), column_N
     groups = rows.by_group(teacher=teacher)
     layout = lay_out([(len(p.ids), [len(ids) for ids in responses]) for p, responses in groups])
-    inputs: Inputs = packed_inputs(vlm, groups, layout, pad=pad, device=device)
+    seen = [(p.without_pixels(), responses) for p, responses in groups] if kept else groups
+    inputs: Inputs = packed_inputs(vlm, seen, layout, pad=pad, device=device)
+    if kept:
+        inputs[PICTURES] = [groups[g][0] for g in layout.in_row_order()]
     if form == "mask":
         inputs["attention_mask"] = attention_masks(vlm, inputs, layout)
     else:

@@ -66,23 +66,28 @@ class Rows:
     _sequences: tuple[tuple[int, tuple[int, ...]], ...]
 
     def inputs(
-        self, *, teacher: bool, pad: int, device: torch.device | str
+        self, *, teacher: bool, pad: int, device: torch.device | str, pixels: bool = True
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """(model inputs [U, T], column [N] of the hidden state that predicts each response token).
 
         Teacher and student each read their own prompt (own processor, own image tokens) and the
-        same response ids.
+        same response ids. ``pixels``: False leaves out what the features are made of.
         """
         rows, columns = [], []
-        for g, ids in self._sequences:
-            group = self.groups[g]
-            prompt = group.teacher_prompt if teacher else group.student_prompt
-            assert prompt is not None
-            rows.append((prompt, ids))
+        prompts = self.prompts(teacher=teacher)
+        for prompt, (_, ids) in zip(prompts, self._sequences, strict=True):
+            rows.append((prompt if pixels else prompt.without_pixels(), ids))
             first = len(prompt.ids) - 1
             columns.extend(range(first, first + len(ids)))
         column_N = torch.tensor(columns, dtype=torch.long, device=device)
         return pad_rows(rows, pad=pad, device=device), column_N
+
+    def prompts(self, *, teacher: bool) -> list[EncodedPrompt]:
+        """The prompt of each distinct row."""
+        groups = [self.groups[g] for g, _ in self._sequences]
+        prompts = [g.teacher_prompt if teacher else g.student_prompt for g in groups]
+        assert all(prompt is not None for prompt in prompts)
+        return prompts  # type: ignore[return-value]
 
     def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
         """(prompt, its distinct responses) of every group that has a row here, in order."""

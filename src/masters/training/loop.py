@@ -7,7 +7,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,9 +15,11 @@ from typing import Any, Protocol
 import torch
 
 from masters.errors import NonFiniteLossError
+from masters.models.feature_cache import FeatureCache
 from masters.models.load import TokenIds, save_model
 from masters.models.lora import save_adapter
 from masters.models.memory import doing
+from masters.read_ahead import ReadAhead
 from masters.teachers.masked import MaskedTeacher
 from masters.training.checkpoints import (
     Position,
@@ -36,6 +37,8 @@ from masters.training.step import StepSettings, accumulate, apply_gradient
 from masters.training.student import Student
 from masters.training.trackers import Tracker
 
+#: Groups of coming iterations, and how many of each were dropped.
+Feed = ReadAhead[int, tuple[list[Group], int]]
 LOGS = ("metrics.jsonl", "validation.jsonl")
 
 
@@ -86,6 +89,7 @@ class Trainer:
         progress: done, total, note.
         trackers: read the same numbers as metrics.jsonl.
         group_forward: how groups are seen, if the models allow it; see `group_forward.first_use`.
+        features: the caches of the models' features, by role.
     """
 
     def __init__(
@@ -104,12 +108,15 @@ class Trainer:
         progress: Callable[[int, int, str], None],
         trackers: Sequence[Tracker] = (),
         group_forward: str = "repeat",
+        features: Mapping[str, FeatureCache] | None = None,
     ) -> None:
         self.student, self.teacher, self.curriculum = student, teacher, curriculum
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
         self.group_forward = group_forward
+        self.features = features or {}
+        self.seconds_waiting = 0.0
         self.forms: dict[str, Form] = {}
         self.optimiser = make_optimiser(student, optimiser)
         self.best: float | None = None
@@ -124,9 +131,13 @@ class Trainer:
         steps = self.loop.stop - self.loop.start
         if self.loop.validate_every and done == 0:
             self._validate(0)
-        pool = ThreadPoolExecutor(self.loop.workers) if self.loop.workers else None
-        try:
-            feed = _Feed(self.curriculum, self.loop.start + done, self.loop.stop, pool)
+        feed: Feed = ReadAhead(
+            self.curriculum.groups,
+            range(self.loop.start + done, self.loop.stop),
+            workers=self.loop.workers,
+            size=_bytes,
+        )
+        with feed:
             while done < steps:
                 metrics = self._iteration(self.loop.start + done, feed)
                 done += 1
@@ -139,19 +150,24 @@ class Trainer:
                     self._checkpoint(done)
                 rate = 1 / max(metrics["time/step_seconds"], 1e-9)
                 self.progress(done, steps, f"{rate:.1f} steps/s, loss {metrics['loss/total']:.4f}")
-        finally:
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+        self.seconds_waiting = feed.seconds_waiting
         self._checkpoint(done)
         return self._finish(steps)
 
-    def _iteration(self, i: int, feed: _Feed) -> dict[str, float]:
+    def _iteration(self, i: int, feed: Feed) -> dict[str, float]:
         begin = time.perf_counter()
         groups, dropped = feed.take(i)
         waited = time.perf_counter() - begin
         ratio = self.curriculum.ratio(i)
+        before = self._pictures()
+        masking = {"mask_bytes_read": 0.0, "mask_seconds": 0.0}
         if self.teacher is not None:
+            bytes_before, seconds_before = self.teacher.bytes_read, self.teacher.seconds
             self.teacher.set_ratio(ratio)
+            masking = {
+                "mask_bytes_read": self.teacher.bytes_read - bytes_before,
+                "mask_seconds": self.teacher.seconds - seconds_before,
+            }
         if groups and not self.forms:
             self._first_use(groups)
         sums = StepSums()
@@ -159,6 +175,7 @@ class Trainer:
         for part in self.optimiser.param_groups:
             part["lr"] = rate
         norm = self._step(i, groups, sums) if groups else 0.0
+        found, looked_for = (now - old for now, old in zip(self._pictures(), before, strict=True))
         seconds = time.perf_counter() - begin
         return {
             **{f"loss/{name}": value for name, value in sums.loss.items()},
@@ -176,9 +193,17 @@ class Trainer:
             "time/tokens_per_second": sums.tokens / seconds,
             "time/data_wait": waited / seconds,
             "time/step_seconds": seconds,
-            # Like the times, it starts anew where a run was killed and goes on.
-            "time/mask_bytes_read": self.teacher.bytes_read if self.teacher else 0,
+            # Like the times, these are others where a run was killed and goes on: the teacher is
+            # masked anew, and no features are kept yet.
+            **{f"time/{name}": value for name, value in masking.items()},
+            "time/features_reused": found / max(1, looked_for),
         }
+
+    def _pictures(self) -> tuple[int, int]:
+        """Pictures whose features were kept, and all that were looked for, so far."""
+        counts = [cache.counts for cache in self.features.values()]
+        hits = sum(count.hits for count in counts)
+        return hits, hits + sum(count.misses for count in counts)
 
     def _first_use(self, groups: list[Group]) -> None:
         """Decides how each model sees a group, and writes down what the first batch showed."""
@@ -324,22 +349,14 @@ class Trainer:
             "best_validation": self.best,
             "mask_bytes_read": teacher.bytes_read if teacher else 0,
             "mask_seconds": teacher.seconds if teacher else 0.0,
+            "seconds_waiting": round(self.seconds_waiting, 3),
+            "features": {
+                name: {"of": cache.level, **asdict(cache.counts)}
+                for name, cache in self.features.items()
+            },
         }
 
 
-class _Feed:
-    """Groups of coming iterations, prepared ahead by threads when there is a pool."""
-
-    def __init__(
-        self, curriculum: Curriculum, start: int, stop: int, pool: ThreadPoolExecutor | None
-    ) -> None:
-        self._curriculum, self._next, self._stop, self._pool = curriculum, start, stop, pool
-        self._ahead: dict[int, Future[tuple[list[Group], int]]] = {}
-
-    def take(self, i: int) -> tuple[list[Group], int]:
-        if self._pool is None:
-            return self._curriculum.groups(i)
-        while self._next < min(self._stop, i + 3):
-            self._ahead[self._next] = self._pool.submit(self._curriculum.groups, self._next)
-            self._next += 1
-        return self._ahead.pop(i).result()
+def _bytes(made: tuple[list[Group], int]) -> int:
+    prompts = [p for group in made[0] for p in (group.student_prompt, group.teacher_prompt)]
+    return sum(prompt.size for prompt in prompts if prompt is not None)
