@@ -34,7 +34,7 @@ _MODEL_TEXTS = (
     "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _LARGEST_HEADER = 100 * 2**20
 
 
@@ -90,7 +90,7 @@ class Contents:
             folder = Path(path).expanduser()
             if folder.is_dir():
                 self._models[key] = {"files": self._model_files(path, folder)}
-            elif _HUB_NAME.match(path):
+            elif HUB_NAME.match(path):
                 self._models[key] = {"hub": path, "revision": revision or "main"}
             else:
                 raise ModelError(

@@ -23,6 +23,8 @@ def start(out: Path) -> subprocess.Popen[str]:
         command("run", *words, sets=SMALL),
         env=environment(), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell's background jobs ignore the interrupt, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from masters.errors import RecipeError
+from masters.fingerprints import HUB_NAME
 from masters.recipe import DataSource, Mask, ModelSource, Recipe, load_recipe
 from masters.recipe_file import shipped
 
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _BARE = "masters"
 """The recipe whose settings a model without one is asked with."""
 
@@ -131,7 +130,7 @@ def _model_path(teacher: str) -> str:
         if not (folder / "config.json").is_file() and (inner / "config.json").is_file():
             return str(inner)
         return str(folder)
-    if not _HUB_NAME.match(teacher):
+    if not HUB_NAME.match(teacher):
         raise RecipeError(
             f"{teacher}: no such teacher. Expected a transformers folder, a stage's folder, "
             f"owner/name on the hub, a .yaml file, or one of the recipes {', '.join(shipped())}"

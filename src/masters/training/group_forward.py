@@ -154,11 +154,10 @@ def first_use(
     Returns:
         None where no group has two distinct responses: there is nothing to share yet.
     """
-    distinct = [len({response.token_ids for response in group.responses}) for group in groups]
-    order = sorted(range(len(groups)), key=lambda g: -distinct[g])[:2]
-    if not order or distinct[order[0]] < 2:
+    looked_at = sorted(groups, key=_distinct, reverse=True)[:2]
+    if not looked_at or _distinct(looked_at[0]) < 2:
         return None
-    rows = make_rows([groups[g] for g in order])
+    rows = make_rows(looked_at)
     rows = rows if limit is None else rows.part(0, min(limit, len(rows.spans)))
     form, reason = choose_form(
         vlm, asked, tokens=max(_packed_tokens(group, teacher) for group in groups)
@@ -216,6 +215,10 @@ def _apart(
         f"packed and repeated log-probs differ by {difference:.2g} nat a token, two repeated "
         f"batches by {noise:.2g}"
     )
+
+
+def _distinct(group: Group) -> int:
+    return len({response.token_ids for response in group.responses})
 
 
 def _packed_tokens(group: Group, teacher: bool) -> int:
