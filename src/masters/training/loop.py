@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -28,11 +28,12 @@ from masters.training.checkpoints import (
     save_state,
     sync,
 )
-from masters.training.group_forward import Form, first_use, make_ready
+from masters.training.group_forward import Form, first_use, make_ready, write_verdicts
 from masters.training.groups import Group
 from masters.training.objective import StepSums
 from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
 from masters.training.step import StepSettings, accumulate, apply_gradient
+from masters.training.stored_signal import StoredSignal
 from masters.training.student import Student
 from masters.training.trackers import Tracker
 
@@ -74,7 +75,7 @@ class Trainer:
 
     Args:
         student: the root module.
-        teacher: the live masked teacher, or None.
+        teacher: the live masked teacher, its stored signal, or None.
         curriculum: groups and ratios by iteration.
         ids: special ids of the student.
         step: what a step does.
@@ -92,7 +93,7 @@ class Trainer:
         self,
         *,
         student: Student,
-        teacher: MaskedTeacher | None,
+        teacher: MaskedTeacher | StoredSignal | None,
         curriculum: Curriculum,
         ids: TokenIds,
         step: StepSettings,
@@ -105,7 +106,8 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         group_forward: str = "repeat",
     ) -> None:
-        self.student, self.teacher, self.curriculum = student, teacher, curriculum
+        self.student, self.signal, self.curriculum = student, teacher, curriculum
+        self.teacher = None if isinstance(teacher, StoredSignal) else teacher
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
@@ -150,8 +152,8 @@ class Trainer:
         groups, dropped = feed.take(i)
         waited = time.perf_counter() - begin
         ratio = self.curriculum.ratio(i)
-        if self.teacher is not None:
-            self.teacher.set_ratio(ratio)
+        if self.signal is not None:
+            self.signal.set_ratio(ratio)
         if groups and not self.forms:
             self._first_use(groups)
         sums = StepSums()
@@ -160,6 +162,7 @@ class Trainer:
             part["lr"] = rate
         norm = self._step(i, groups, sums) if groups else 0.0
         seconds = time.perf_counter() - begin
+        stored = self.signal if isinstance(self.signal, StoredSignal) else None
         return {
             **{f"loss/{name}": value for name, value in sums.loss.items()},
             "loss/total": sums.loss.get("total", 0.0),
@@ -169,6 +172,7 @@ class Trainer:
             "groups/without_signal": sums.silent_groups / max(1, sums.groups),
             "groups/dropped": dropped,
             "kl/max": sums.kl_max,
+            **_bounds(sums),
             "mask/ratio": ratio / 10_000,
             "lr": rate,
             "tokens": sums.tokens,
@@ -177,6 +181,7 @@ class Trainer:
             "time/step_seconds": seconds,
             # Like the times, it starts anew where a run was killed and goes on.
             "time/mask_bytes_read": self.teacher.bytes_read if self.teacher else 0,
+            **({} if stored is None else {"time/signal_seconds": stored.seconds}),
         }
 
     def _first_use(self, groups: list[Group]) -> None:
@@ -191,8 +196,7 @@ class Trainer:
             )
             for name, model in models.items()
         }  # fmt: skip
-        shown = {name: asdict(verdict) for name, verdict in verdicts.items()}
-        (self.folder / "first_use.json").write_text(json.dumps(shown, indent=1) + "\n")
+        write_verdicts(self.folder, verdicts)
         self._see_groups({name: verdict.form for name, verdict in verdicts.items()})
 
     def _see_groups(self, forms: Mapping[str, Form]) -> None:
@@ -212,7 +216,7 @@ class Trainer:
             with doing(f"training on step {i + 1}"):
                 accumulate(
                     self.student,
-                    self.teacher,
+                    self.signal,
                     groups,
                     ids=self.ids,
                     settings=self.step,
@@ -251,7 +255,7 @@ class Trainer:
 
     def _checkpoint(self, done: int) -> None:
         at = self.loop.start + done
-        ratio = self.teacher.ratio if self.teacher else 0
+        ratio = self.signal.ratio if self.signal else 0
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
@@ -310,6 +314,16 @@ class Trainer:
             "mask_bytes_read": teacher.bytes_read if teacher else 0,
             "mask_seconds": teacher.seconds if teacher else 0.0,
         }
+
+
+def _bounds(sums: StepSums) -> dict[str, float]:
+    """What may be missing from the divergence of a token, mean and most; nothing if it is exact."""
+    if not sums.bounded:
+        return {}
+    return {
+        "signal/topk_bound": sums.bound_sum / sums.bounded,
+        "signal/topk_bound_max": sums.bound_max,
+    }
 
 
 class _Feed:

@@ -40,6 +40,7 @@ class ScoreSettings:
         chunk: tokens per chunk.
         jsd_norm_N: filled by backward: |dJSD_n / dh_n| of each token.
         logp_norm_N: filled by backward: |dlog q(y_n) / dh_n| of each token.
+        bound_N: at most so much is missing from the JSD (stored top-k); None: it is exact.
     """
 
     beta: float = 0.5
@@ -50,6 +51,7 @@ class ScoreSettings:
     chunk: int = CHUNK
     jsd_norm_N: torch.Tensor | None = field(default=None)
     logp_norm_N: torch.Tensor | None = field(default=None)
+    bound_N: torch.Tensor | None = field(default=None)
 
 
 def token_scores(
