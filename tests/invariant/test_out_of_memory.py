@@ -56,8 +56,8 @@ def listed(message: str) -> list[str]:
 TRAINING = [
     "runtime.micro_batch_questions",
     "runtime.gradient_checkpointing",
+    "runtime.micro_batch_responses",
     "prompt.max_pixels",
-    "method.responses.teacher",
     "method.responses.max_new_tokens",
     "runtime.teacher_device",
     "method.optimiser.moments",
@@ -134,7 +134,7 @@ def test_scoring(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(student, "token_scores", full)
     message = runs("score/0-teacher/teacher")
     assert message.startswith("out of memory while scoring responses: ")
-    assert listed(message) == [TRAINING[i] for i in (0, 2, 4)]
+    assert listed(message) == [TRAINING[i] for i in (0, 3, 4)]
 
 
 def test_loading(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 #: What helps, by the first word of what was being done.
 _HELPS: dict[str, tuple[str, ...]] = {
     "training": (
-        "micro_batch", "checkpointing", "jobs", "pixels", "group", "tokens", "teacher_device",
+        "micro_batch", "checkpointing", "jobs", "group", "pixels", "tokens", "teacher_device",
         "moments", "fewer_trained",
     ),
-    "running": ("micro_batch", "jobs", "pixels", "group", "tokens", "teacher_device"),
+    "running": ("micro_batch", "jobs", "group", "pixels", "tokens", "teacher_device"),
     "updating": ("jobs", "teacher_device", "moments", "fewer_trained"),
     "validating": ("generation_batch", "jobs", "teacher_device", "pixels", "tokens"),
     "generating": ("generation_batch", "jobs", "teacher_device", "pixels", "tokens"),
@@ -108,7 +108,8 @@ def _pixels(spec: Any, runtime: Runtime) -> str | None:
 def _group(spec: Any, runtime: Runtime) -> str | None:
     if spec.kind != "train" or all(term.on == "labels" for term in spec.objective):
         return None
-    return "method.responses.teacher and .student (all responses to a question go through one pass)"
+    limit = runtime.micro_batch_responses
+    return None if limit == 1 else f"runtime.micro_batch_responses ({limit or 'null'})"
 
 
 def _tokens(spec: Any, runtime: Runtime) -> str | None:
