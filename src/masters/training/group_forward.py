@@ -62,7 +62,9 @@ def group_inputs(
         # Four dimensions are taken as made: transformers makes no T x T mask of its own.
         inputs["attention_mask"] = torch.zeros(1, 1, 0, 0, device=device)
         inputs[LAYOUT] = layout
-    row_N, column_N = (torch.tensor(x, device=device) for x in layout.rows_and_columns())
+    row_N, column_N = (
+        torch.tensor(x, dtype=torch.long, device=device) for x in layout.rows_and_columns()
+    )
     return inputs, row_N, column_N
 
 

@@ -89,10 +89,13 @@ class Rows:
         return [(self.groups[g].question_id, ids) for g, ids in self._sequences]
 
     def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
-        """(prompt, its distinct responses) of every group that has a row here, in order."""
+        """(prompt, its distinct responses) of every group that has a row here, in order.
+
+        A response without tokens makes up nothing of N and is left out.
+        """
         found: dict[int, list[tuple[int, ...]]] = {}
         for g, ids in self._sequences:
-            found.setdefault(g, []).append(ids)
+            found.setdefault(g, []).extend([ids] if ids else [])
         prompts = [g.teacher_prompt if teacher else g.student_prompt for g in self.groups]
         pairs = [(prompts[g], responses) for g, responses in found.items()]
         assert all(prompt is not None for prompt, _ in pairs)
