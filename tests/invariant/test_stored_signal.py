@@ -177,7 +177,7 @@ def test_what_is_not_stored_is_refused(student: Tiny, teacher: Tiny, tmp_path: P
         stored.set_ratio(3000)
     stored.set_ratio(9000)
     other = make_groups(student, teacher, seed=9)
-    with pytest.raises(StageError, match=r"no teacher signal for a response of \d+ tokens to ques"):
+    with pytest.raises(StageError, match=r"no teacher signal for a response of \d+ tokens to q"):
         stored.tokens(make_rows(other), CPU)
     (tmp_path / "tokens" / "shard-00000.safetensors").write_bytes(b"cut")
     with pytest.raises(StageError, match="not a whole part of a stored teacher signal"):

@@ -107,9 +107,7 @@ def test_all_tokens_kept_is_the_exact_divergence(common: int, temperature: float
 @pytest.mark.parametrize("common", [37, 30])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("chunk", [1, 13, 100])
-def test_value_and_gradient_against_autograd(
-    common: int, temperature: float, chunk: int
-) -> None:
+def test_value_and_gradient_against_autograd(common: int, temperature: float, chunk: int) -> None:
     """The plain way: both distributions over the kept tokens and a sum of the others."""
     h_S, w_S, h_T, w_T, targets = case(2)
     a, b = torch.randn(40).double(), torch.randn(40).double()
