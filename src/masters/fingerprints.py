@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from masters.artifacts import canonical_json, fingerprint
 from masters.errors import DataError, ModelError
-from masters.recipe import DataSource, ScenesSource
+from masters.recipe import DataSource, Prompt, ScenesSource
 from masters.specs import NUMERICS, ModelRef, StageSpec
 
 _MODEL_TEXTS = (
@@ -26,6 +27,11 @@ _MODEL_TEXTS = (
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -138,6 +144,9 @@ def _content(value: Any, contents: Contents) -> Any:
     match value:
         case ModelRef(path=str(path)):
             return contents.model(path, value.revision)
+        case Prompt(image_backend="auto"):
+            here = "torchvision" if importlib.util.find_spec("torchvision") else "pil"
+            return _content(value.model_copy(update={"image_backend": here}), contents)
         case BaseModel() if hasattr(value, "on_bad"):
             return {"data": contents.data(value)}  # pyright: ignore[reportArgumentType]
         case BaseModel():

@@ -10,7 +10,6 @@ import torch
 from masters.artifacts import StageContext  # noqa: F401
 from masters.errors import ModelError
 from masters.models.encode import EncodedPrompt, pad_rows
-from masters.training.group_forward import Form, group_inputs, make_ready
 from masters.training.groups import Group, Response, make_rows
 from masters.training.student import Student
 from masters.training.token_scores import ScoreSettings
@@ -19,25 +18,18 @@ from .conftest import Tiny, make_groups
 
 
 def scores(
-    tiny: Tiny,
-    groups: list[Group],
-    *,
-    alter: Any = None,
-    pad: int | None = None,
-    form: Form = "repeat",
+    tiny: Tiny, groups: list[Group], *, alter: Any = None, pad: int | None = None
 ) -> list[list[float]]:
     """Log-probs of every response of every group, in one batch."""
     rows = make_rows(groups)
-    make_ready(tiny.model, form)
-    inputs, row_N, columns = group_inputs(
-        tiny.model, rows, form=form, teacher=False, pad=tiny.ids.pad if pad is None else pad,
-        device="cpu",
-    )  # fmt: skip
+    inputs, columns = rows.inputs(
+        teacher=False, pad=tiny.ids.pad if pad is None else pad, device="cpu"
+    )
     if alter is not None:
         alter(inputs)
     with torch.no_grad():
         _, logp = Student(tiny.model)(
-            inputs, row_N, columns, rows.targets_N, None, None,
+            inputs, rows.row_N, columns, rows.targets_N, None, None,
             ScoreSettings(vocabulary=tiny.ids.vocabulary),
         )  # fmt: skip
     return [logp[slice(*rows.spans[u])].tolist() for own in rows.row_of for u in own]
@@ -159,23 +151,15 @@ def test_a_teacher_that_does_not_see_the_image_is_refused(student: Tiny) -> None
         check_sees_image(opened, prompts, role="teacher")
 
 
-@pytest.mark.parametrize("form", ["repeat", "mask", "attention"])
-def test_a_question_none_of_whose_responses_can_be_read(
-    student: Tiny, teacher: Tiny, form: Form
-) -> None:
+def test_a_question_none_of_whose_responses_can_be_read(student: Tiny, teacher: Tiny) -> None:
     """They are emptied before they are scored; alone in a batch they make no token at all."""
     prompt = student.prompts[0]
     empty = Response(token_ids=(), source="teacher")
     group = Group(
         question_id="e", student_prompt=prompt, teacher_prompt=None, responses=(empty, empty)
     )
-    assert scores(student, [group], form=form) == [[], []]
+    assert scores(student, [group]) == [[], []]
     others = make_groups(student, teacher)[:2]
-    together = scores(student, [others[0], group, others[1]], form=form)
+    together = scores(student, [others[0], group, others[1]])
     assert len(together) == sum(len(g.responses) for g in others) + 2
     assert worst([r for r in together if r], scores(student, others)) < 1e-5
-    half = Group(
-        question_id="h", student_prompt=prompt, teacher_prompt=None,
-        responses=(empty, others[0].responses[0]),
-    )  # fmt: skip
-    assert worst(scores(student, [half], form=form)[1:], scores(student, others)[:1]) < 1e-5

@@ -47,8 +47,9 @@ class EncodedPrompt:
 
     @property
     def size(self) -> int:
-        """Bytes of its image tensors."""
-        return sum(value.nbytes for value in self.images.values())
+        """About how many bytes it takes: image tensors, ids (Python numbers) and text."""
+        numbers = len(self.ids) * (1 + len(self.token_types))
+        return sum(value.nbytes for value in self.images.values()) + 36 * numbers + len(self.text)
 
 
 def chat_messages(question: Question, prompt: PromptText) -> list[dict[str, Any]]:

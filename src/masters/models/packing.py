@@ -65,9 +65,14 @@ def lay_out(sizes: Sequence[tuple[int, Sequence[int]]]) -> Layout:
     Args:
         sizes: for each group the tokens of its prompt and of each response, all at least 1.
 
+    Raises:
+        ValueError: an empty response; it has nothing to predict.
+
     Returns:
         Rows as long as the longest group.
     """
+    if any(length < 1 for _, responses in sizes for length in responses):
+        raise ValueError("a response without tokens; expected at least one")
     lengths = [prompt + sum(responses) for prompt, responses in sizes]
     width = max(lengths)
     filled: list[int] = []
@@ -160,11 +165,19 @@ def attention_masks(
     full = packed_mask(layout, device=device)
     if family_of(vlm).bidirectional_images:
         full = full | _picture_blocks(inputs["token_type_ids"])[:, None]
+    adds = config._attn_implementation == "eager"  # adds what sdpa selects by
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return full
+        return _added(full, vlm.dtype) if adds else full
     position_BT = inputs["position_ids"]
     far_BTT = (position_BT[:, :, None] - position_BT[:, None, :]).abs() >= config.sliding_window
-    return {"full_attention": full, "sliding_attention": full & ~far_BTT[:, None]}
+    masks = {"full_attention": full, "sliding_attention": full & ~far_BTT[:, None]}
+    return {name: _added(mask, vlm.dtype) for name, mask in masks.items()} if adds else masks
+
+
+def _added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where the mask is true, else the lowest number: to be added to scores."""
+    low = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, low)
 
 
 def other_layers(config: Any) -> set[str]:

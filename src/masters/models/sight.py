@@ -6,6 +6,8 @@ Shape suffixes: T tokens, D hidden, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ import torch
 from masters.errors import ModelError
 from masters.models.encode import EncodedPrompt, pad_rows
 from masters.models.families import family_of
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout, which would tremble; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def placeholders(model: Any, encoded: EncodedPrompt) -> int:

@@ -23,7 +23,7 @@ _HELPS: dict[str, tuple[str, ...]] = {
     "updating": ("jobs", "teacher_device", "moments", "fewer_trained"),
     "validating": ("generation_batch", "jobs", "teacher_device", "pixels", "tokens"),
     "generating": ("generation_batch", "jobs", "teacher_device", "pixels", "tokens"),
-    "scoring": ("micro_batch", "jobs", "pixels", "tokens"),
+    "scoring": ("micro_batch", "jobs", "group", "pixels", "tokens"),
     "loading": ("jobs", "teacher_device", "moments", "fewer_trained"),
 }  # fmt: skip
 
@@ -106,7 +106,9 @@ def _pixels(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _group(spec: Any, runtime: Runtime) -> str | None:
-    if spec.kind != "train" or all(term.on == "labels" for term in spec.objective):
+    if spec.kind not in ("train", "score"):
+        return None
+    if spec.kind == "train" and all(term.on == "labels" for term in spec.objective):
         return None
     limit = runtime.micro_batch_responses
     return None if limit == 1 else f"runtime.micro_batch_responses ({limit or 'null'})"

@@ -72,7 +72,11 @@ class ResponseIndex:
         too_long = ~missing & (length > limit)
         empty = ~missing & (length == 0)
         outside = np.zeros(len(length), dtype=bool)
-        outside[list(rows_outside(self._ids.combine_chunks(), vocabulary, banned))] = True
+        start = 0
+        for chunk in self._ids.chunks:  # one at a time: together they may pass 2**31 tokens
+            places = list(rows_outside(chunk, vocabulary, banned))
+            outside[start : start + len(chunk)][places] = True
+            start += len(chunk)
         outside &= ~(missing | too_long | empty)
         self.missing = int(missing.sum())
         self.too_long = int(too_long.sum())
@@ -131,9 +135,10 @@ class ResponseIndex:
 def rows_outside(ids: pa.ListArray, vocabulary: int, banned: Collection[int]) -> set[int]:
     """Rows with a token that a model has no row for, or takes for a picture."""
     tokens = ids.flatten().to_numpy()
-    outside = tokens >= vocabulary
-    for picture in banned:
-        outside |= tokens == picture
+    refused = np.ones(max([vocabulary, *(i + 1 for i in banned)]) + 1, dtype=bool)
+    refused[:vocabulary] = False
+    refused[list(banned)] = True
+    outside = refused[np.minimum(tokens, len(refused) - 1)]
     ends = np.cumsum(ids.value_lengths().to_numpy())
     return set(np.searchsorted(ends, np.flatnonzero(outside), side="right").tolist())
 

@@ -77,12 +77,17 @@ def _score(
     prompts: Prompts,
     context: StageContext,
 ) -> list[dict[str, Any]]:
-    by_question = [(q, list(g)) for q, g in groupby(rows, key=lambda row: row["question_id"])]
+    """One row of scores for each row; one without tokens has none."""
+    by_question = [
+        (question_id, [row for row in own if row["token_ids"]])
+        for question_id, own in groupby(rows, key=lambda row: row["question_id"])
+    ]
+    by_question = [(question_id, own) for question_id, own in by_question if own]
     settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
     size = context.runtime.micro_batch_questions
     device = opened.model.device
     form: Form | None = None
-    scored = []
+    known: dict[tuple[Any, ...], list[float]] = {}
     for start in range(0, len(by_question), size):
         part = by_question[start : start + size]
         groups = [
@@ -97,19 +102,26 @@ def _score(
             for question_id, own in part
         ]
         if form is None:
-            form = first_use(
+            verdict = first_use(
                 opened.model, groups, context.runtime.group_forward, teacher=False,
                 pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
-            ).form  # fmt: skip
+                limit=context.runtime.micro_batch_responses,
+            )  # fmt: skip
+            form = None if verdict is None else verdict.form
         batch = make_rows(groups).to(device)
-        inputs, row_N, column_N = group_inputs(
-            opened.model, batch, form=form, teacher=False, pad=opened.ids.pad, device=device
-        )
-        _, logp_N = student(inputs, row_N, column_N, batch.targets_N, None, None, settings)
-        values = logp_N.tolist()
+        limit = context.runtime.micro_batch_responses or len(batch.spans)
+        values: list[float] = []
+        for first in range(0, len(batch.spans), limit):
+            piece = batch.part(first, min(first + limit, len(batch.spans)))
+            inputs, row_N, column_N = group_inputs(
+                opened.model, piece, form=form or "repeat", teacher=False, pad=opened.ids.pad,
+                device=device,
+            )  # fmt: skip
+            _, logp_N = student(inputs, row_N, column_N, piece.targets_N, None, None, settings)
+            values += logp_N.tolist()
         for g, (_, own) in enumerate(part):
             for j, row in enumerate(own):
                 first, last = batch.spans[batch.row_of[g][j]]
-                key = {name: row[name] for name in KEY_COLUMNS}
-                scored.append({**key, "reference_logprobs": values[first:last]})
-    return scored
+                known[tuple(row[name] for name in KEY_COLUMNS)] = values[first:last]
+    keys = [{name: row[name] for name in KEY_COLUMNS} for row in rows]
+    return [{**key, "reference_logprobs": known.get(tuple(key.values()), [])} for key in keys]

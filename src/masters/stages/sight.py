@@ -6,15 +6,19 @@ Each finding is an error that names the model, its role, the question, what was 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from masters.errors import ModelError
 from masters.models.encode import EncodedPrompt
-from masters.models.sight import distance, image_features, next_log_probs, placeholders
+from masters.models.sight import (
+    distance,
+    evaluating,
+    image_features,
+    next_log_probs,
+    placeholders,
+)
 from masters.stages.opening import OpenedModel, Prompts
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def check_sees_image(
     """
     device = torch.device(opened.model.device)
     autocast = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
-    with _evaluating(opened.model), autocast:
+    with evaluating(opened.model), autocast:
         for index in sampled(prompts):
             try:
                 _check(opened, prompts, index)
@@ -61,18 +65,6 @@ def check_sees_image(
                 question = prompts.questions[index].id
                 said = f"{opened.folder}: the {role} {finding} (question {question})"
                 raise ModelError(said) from finding
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout, which would tremble; afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _FindingError(Exception):

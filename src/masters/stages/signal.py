@@ -101,12 +101,21 @@ class _Writer:
             for side in SIDES
             if f"responses.{side}" in context.inputs
         }  # fmt: skip
-        self._form: Form | None = None
+        self._checked = False
+        model = teacher.model
+        settings = (
+            context.runtime.group_forward, model.device.type, model.dtype,
+            model.config._attn_implementation,
+        )  # fmt: skip
+        self._seen_as = f"teacher: {', '.join(map(str, settings))}"
+        # As the folder's first shards decided it under the same settings, whoever made them.
+        self._form: Form | None = read_forms(context.folder).get(self._seen_as)
+        make_ready(teacher.model, self._form or "repeat")
 
     def describe(self, banned: Sequence[int], ratios: Sequence[int]) -> None:
         """Writes the manifest, and the head where hidden states are stored."""
         spec, context = self._spec, self._context
-        head_VD = teacher_head(self._teacher, torch.device("cpu"))
+        head_VD = self._teacher.model.get_output_embeddings().weight
         manifest = Manifest(
             kind=spec.signal,
             teacher=model_identity(spec.teacher, context.inputs),
@@ -129,16 +138,15 @@ class _Writer:
         sequences: list[tuple[str, int, tuple[int, ...]]] = []
         parts: list[dict[str, torch.Tensor]] = []
         for ratio in dict.fromkeys(pairs[:, 1].tolist()):
-            groups = [
+            groups = (
                 group
                 for index in pairs[pairs[:, 1] == ratio, 0].tolist()
                 if (group := self._group(index, ratio)).responses
-            ]
+            )
             limit = runtime.micro_batch_responses
             self._teacher.set_ratio(ratio)
             for batch in micro_batches(groups, size=runtime.micro_batch_questions, limit=limit):
-                if self._form is None:
-                    self._form = self._first_use(batch)
+                self._look_at(batch)
                 rows = make_rows(batch)
                 count = len(rows.spans)
                 step = count if limit is None else max(1, limit)
@@ -149,24 +157,25 @@ class _Writer:
         tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
         write_signal_shard(self._context.folder, shard, sequences, tensors)
 
-    def _first_use(self, groups: Sequence[Group]) -> Form:
-        """How the teacher sees a group, as the folder's first shard decided it; checks its head."""
-        model, pad, folder = self._teacher.model, self._both.ids.pad, self._context.folder
-        group = groups[0]
+    def _look_at(self, groups: Sequence[Group]) -> None:
+        """Checks the teacher's head once, and decides how it sees a group when that can be told."""
+        model, pad, group = self._teacher.model, self._both.ids.pad, groups[0]
         assert group.teacher_prompt is not None
-        row = (group.teacher_prompt, group.responses[0].token_ids)
-        with autocast(model.device, self._precision):
-            check_head_product(model, pad_rows([row], pad=pad, device=model.device))
-        known = read_forms(folder).get("teacher")
-        if known is not None:
-            make_ready(model, known)
-            return known
-        verdict = first_use(
-            model, groups, self._context.runtime.group_forward, teacher=True, pad=pad,
-            precision=self._precision, vocabulary=self._both.common,
-        )  # fmt: skip
-        write_verdicts(folder, {"teacher": verdict})
-        return verdict.form
+        if not self._checked:
+            row = (group.teacher_prompt, group.responses[0].token_ids)
+            with autocast(model.device, self._precision):
+                check_head_product(model, pad_rows([row], pad=pad, device=model.device))
+            self._checked = True
+        if self._form is None:
+            runtime = self._context.runtime
+            verdict = first_use(
+                model, groups, runtime.group_forward, teacher=True, pad=pad,
+                precision=self._precision, vocabulary=self._both.common,
+                limit=runtime.micro_batch_responses,
+            )  # fmt: skip
+            if verdict is not None:
+                write_verdicts(self._context.folder, {self._seen_as: verdict})
+                self._form = verdict.form
 
     def counted(self, plan: np.ndarray) -> dict[str, Any]:
         """What the stage's record keeps."""
@@ -204,9 +213,9 @@ class _Writer:
         """The signal of some rows, by tensor, on the host."""
         spec, teacher, precision = self._spec, self._teacher, self._precision
         device = torch.device(teacher.model.device)
-        assert self._form is not None
+        form = self._form or "repeat"
         ids = self._both.ids
-        states_ND = teacher_states(teacher, rows, ids, precision, device, self._form).to(precision)
+        states_ND = teacher_states(teacher, rows, ids, precision, device, form).to(precision)
         if spec.k is None:
             return {"states": states_ND.cpu()}
         assert spec.temperature is not None

@@ -13,6 +13,7 @@ import numpy as np
 
 from masters.errors import ModelError
 from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_chunks
+from masters.models.load import WEIGHT_SUFFIXES
 from masters.teachers.thresholds import SCALE, VIEWS, LayerThresholds, Thresholds, bit_pattern
 
 NOTE = "masters_mask.json"
@@ -28,7 +29,7 @@ def write_masked(
 ) -> None:
     """Writes ``target``: the checkpoint of ``folder`` with the mask of this ratio applied (Eq. 2).
 
-    Files, tensor names, dtypes and order stay; every file of another kind is copied. Memory is a
+    Files, tensor names, dtypes and order stay; files that hold no weights are copied. Memory is a
     chunk's. ``target`` appears whole or not at all; its ``masters_mask.json`` says what it is.
 
     Args:
@@ -58,7 +59,7 @@ def write_masked(
     total = sum(entry.stop - entry.start for entry in entries.values())
     done = 0
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors":
+        if file.is_file() and file.suffix not in WEIGHT_SUFFIXES:
             shutil.copyfile(file, partial / file.name)
     for file in sorted({entry.file for entry in entries.values()}):
         own = sorted((e for e in entries.values() if e.file == file), key=lambda e: e.start)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from masters.errors import StageError
 from masters.models.memory import is_out_of_memory
 from masters.training.group_forward import Form
+from masters.training.randomness import random_state, set_random_state
 
 KEEP = 1
 _UNREADABLE = (
@@ -30,13 +31,15 @@ _UNREADABLE = (
 class Position:
     """Where a run stands: steps done, mask ratio, best validation accuracy so far.
 
-    ``forms`` is how each model sees a group, as the first use decided it; empty before that.
+    ``forms`` is how each model sees a group, as the first use decided it under the settings that
+    ``formed`` names; empty before that.
     """
 
     step: int
     ratio: int
     best: float | None
     forms: Mapping[str, Form] = field(default_factory=dict)
+    formed: str = ""
 
 
 def save_checkpoint(
@@ -52,7 +55,7 @@ def save_checkpoint(
     partial.mkdir()
     save_file(_changing_tensors(model), partial / "model.safetensors")
     save_state(optimiser.state_dict(), partial / "optimiser.pt")
-    save_state(_random_state(), partial / "rng.pt")
+    save_state(random_state(), partial / "rng.pt")
     (partial / "position.json").write_text(json.dumps(vars(position)))
     for file in partial.iterdir():
         sync(file)
@@ -91,7 +94,7 @@ def load_checkpoint(
         optimiser.load_state_dict(
             torch.load(newest / "optimiser.pt", weights_only=True, map_location="cpu")
         )
-        _set_random_state(torch.load(newest / "rng.pt", weights_only=True))
+        set_random_state(torch.load(newest / "rng.pt", weights_only=True))
         return Position(**json.loads((newest / "position.json").read_text()))
     except _UNREADABLE as error:
         if is_out_of_memory(error):
@@ -103,19 +106,6 @@ def load_checkpoint(
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
-
-
-def _random_state() -> dict[str, Any]:
-    """State of the host's generator and, once CUDA is in use, of its devices' (for dropout)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for device, one in enumerate(state["cuda"][:here]):
-        torch.cuda.set_rng_state(one, device)
 
 
 def _changing_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

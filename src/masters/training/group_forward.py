@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,13 @@ import torch
 from masters.artifacts import atomic_write_text
 from masters.errors import ModelError
 from masters.models.families import family_of
+from masters.models.memory import doing, is_out_of_memory
 from masters.models.packed_attention import LAYOUT, NAME, use_packed_attention
 from masters.models.packing import attention_masks, lay_out, other_layers, packed_inputs
+from masters.models.sight import evaluating
 from masters.training.groups import Group, Rows, make_rows
 from masters.training.student import autocast, response_states
+from masters.training.token_scores import ScoreSettings, token_scores
 
 Form = Literal["repeat", "mask", "attention"]
 #: Below this many tokens a mask is cheaper than three kernel calls a group and layer.
@@ -62,9 +66,7 @@ def group_inputs(
         # Four dimensions are taken as made: transformers makes no T x T mask of its own.
         inputs["attention_mask"] = torch.zeros(1, 1, 0, 0, device=device)
         inputs[LAYOUT] = layout
-    row_N, column_N = (
-        torch.tensor(x, dtype=torch.long, device=device) for x in layout.rows_and_columns()
-    )
+    row_N, column_N = (torch.tensor(x, device=device) for x in layout.rows_and_columns())
     return inputs, row_N, column_N
 
 
@@ -119,19 +121,20 @@ def choose_form(vlm: Any, asked: str, *, tokens: int) -> tuple[Form, str]:
     config = vlm.config.get_text_config()
     if kinds := sorted(other_layers(config)):
         return "repeat", f"its language model has {', '.join(kinds)} layers"
+    if config._attn_implementation.startswith("flash"):
+        return "repeat", "flash attention takes no 4-D mask"
     plain = (
-        vlm.config.get_text_config()._attn_implementation in ("sdpa", NAME)
+        config._attn_implementation in ("sdpa", NAME)
         and not family_of(vlm).bidirectional_images
         and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
     )
-    if not plain and asked == "attention":
-        return "mask", "its language model needs more than causal sdpa attention"
-    if vlm.config.get_text_config()._attn_implementation.startswith("flash"):
-        return "repeat", "flash attention takes no 4-D mask"
-    if asked == "auto":
-        on_cpu = vlm.device.type == "cpu"
-        return ("attention" if plain and on_cpu and tokens > SHORT else "mask"), ""
-    return ("attention" if asked == "attention" else "mask"), ""
+    able = plain and vlm.device.type == "cpu"
+    if asked == "attention" and not able:
+        return "mask", (
+            "its kernels are the CPU's" if plain else "the model needs more than causal sdpa"
+        )
+    wanted = asked == "attention" or (asked == "auto" and able and tokens > SHORT)
+    return ("attention" if wanted else "mask"), ""
 
 
 @torch.no_grad()
@@ -144,51 +147,85 @@ def first_use(
     pad: int,
     precision: torch.dtype,
     vocabulary: int,
-) -> Verdict:
+    limit: int | None = None,
+) -> Verdict | None:
     """Compares packed rows with repeated ones on real groups and says which form to use.
 
     Mean |difference| of the tokens' log-probs must stay within 4 times that of two repeated runs of
-    different batch shape, or within 1e-4 nat.
+    different shape (rows one at a time, two at a time, and padded to the packed row's length), or
+    within 1e-4 nat. Where the attention function fails a mask may do, which is tried next.
 
     Args:
-        vlm: in the state it will be used in; its attention is made ready for the form.
-        groups: of a first batch; two are looked at.
+        vlm: its attention is made ready for the form; dropout rests meanwhile.
+        groups: of a first batch; the two with the most distinct responses are looked at.
         asked: auto, or a form.
         teacher: read the teachers' prompts.
+        limit: distinct responses in one pass, as in the step; None: all.
+
+    Returns:
+        None where no group has two distinct responses: there is nothing to share yet.
     """
-    looked_at = sorted(groups, key=lambda group: -len(group.responses))[:2]
-    rows = make_rows(looked_at)
-    tokens = max((_packed_tokens(group, teacher) for group in groups), default=0)
-    form, reason = choose_form(vlm, asked, tokens=tokens)
-    if len(rows.spans) == len(looked_at):  # nothing to share: one response a question
-        form, reason = "repeat", ""
+    distinct = [len({response.token_ids for response in group.responses}) for group in groups]
+    order = sorted(range(len(groups)), key=lambda g: -distinct[g])[:2]
+    if not order or distinct[order[0]] < 2:
+        return None
+    rows = make_rows([groups[g] for g in order])
+    rows = rows if limit is None else rows.part(0, min(limit, len(rows.spans)))
+    form, reason = choose_form(
+        vlm, asked, tokens=max(_packed_tokens(group, teacher) for group in groups)
+    )
+
+    def scored(rows: Rows, form: Form, padding: int = 0) -> torch.Tensor:
+        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary, padding)
+
+    def in_batches(size: int, padding: int = 0) -> torch.Tensor:
+        starts = range(0, len(rows.spans), size)
+        parts = [rows.part(u, min(u + size, len(rows.spans))) for u in starts]
+        return torch.cat([scored(part, "repeat", padding) for part in parts])
+
     if form == "repeat":
         return _said(vlm, Verdict(form=form, asked=asked, difference=0, noise=0, reason=reason))
-    make_ready(vlm, form)
-
-    def scored(rows: Rows, form: Form) -> torch.Tensor:
-        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary)
-
-    together = scored(rows, "repeat")
-    alone = torch.cat([scored(rows.part(u, u + 1), "repeat") for u in range(len(rows.spans))])
-    noise = (together - alone).abs().mean().item()
-    try:
-        difference = (together - scored(rows, form)).abs().mean().item()
-    except (ModelError, RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        reason = f"its packed forward pass failed ({error})"
-        return _said(vlm, Verdict(form="repeat", asked=asked, difference=-1, noise=noise,
-                                  reason=reason))  # fmt: skip
-    if not difference <= max(TIMES_NOISE * noise, FLOOR):
-        reason = (
-            f"packed and repeated log-probs differ by {difference:.2g} nat a token, two repeated "
-            f"batches by {noise:.2g}"
-        )
-        form = "repeat"
+    difference = math.nan
+    with evaluating(vlm), doing("running the first batch"):
+        repeated_N = in_batches(1)
+        others = (in_batches(2), in_batches(1, padding=len(rows.targets_N)))
+        noise = max((repeated_N - other_N).abs().mean().item() for other_N in others)
+        while form != "repeat":
+            make_ready(vlm, form)
+            difference, why = _apart(repeated_N, lambda form=form: scored(rows, form), noise)
+            if not why:
+                break
+            reason, form = why, "mask" if form == "attention" else "repeat"
     return _said(
         vlm,
         Verdict(form=form, asked=asked, difference=difference, noise=noise, reason=reason),
+    )
+
+
+def _said(vlm: Any, verdict: Verdict) -> Verdict:
+    if verdict.reason:
+        _LOG.warning(
+            "%s: groups are seen as '%s', not '%s': %s",
+            vlm.name_or_path, verdict.form, verdict.asked, verdict.reason,
+        )  # fmt: skip
+    return verdict
+
+
+def _apart(
+    repeated_N: torch.Tensor, packed: Callable[[], torch.Tensor], noise: float
+) -> tuple[float, str]:
+    """(mean difference, why the packed form is not to be used; empty where it is)."""
+    try:
+        difference = (repeated_N - packed()).abs().mean().item()
+    except (ModelError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        return math.nan, f"its packed forward pass failed ({error})"
+    if difference <= max(TIMES_NOISE * noise, FLOOR):
+        return difference, ""
+    return difference, (
+        f"packed and repeated log-probs differ by {difference:.2g} nat a token, two repeated "
+        f"batches by {noise:.2g}"
     )
 
 
@@ -206,23 +243,22 @@ def _log_probs(
     pad: int,
     precision: torch.dtype,
     vocabulary: int,
+    padding: int,
 ) -> torch.Tensor:
+    """Log-prob [N] of each response token; ``padding``: so many columns more behind each row."""
     device = vlm.device
     inputs, row_N, column_N = group_inputs(
         vlm, rows, form=form, teacher=teacher, pad=pad, device=device
     )
+    if padding:
+        shape = inputs["input_ids"].shape
+        by_token = [name for name, value in inputs.items() if value.shape == shape]
+        fill = {"input_ids": pad}
+        for name in by_token:
+            wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))
+            inputs[name] = wider
     with autocast(device, precision):
         hidden_ND = response_states(vlm, inputs, row_N, column_N)
-    head_VD = vlm.get_output_embeddings().weight[:vocabulary]
-    logits_NV = hidden_ND.to(head_VD.dtype) @ head_VD.T
-    targets_N = rows.targets_N.to(device)
-    return logits_NV.float().log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
-
-
-def _said(vlm: Any, verdict: Verdict) -> Verdict:
-    if verdict.reason:
-        _LOG.warning(
-            "%s: groups are seen as '%s', not '%s': %s",
-            vlm.name_or_path, verdict.form, verdict.asked, verdict.reason,
-        )  # fmt: skip
-    return verdict
+    head_VD = vlm.get_output_embeddings().weight.to(hidden_ND.device)
+    settings = ScoreSettings(vocabulary=vocabulary, dtype=precision)
+    return token_scores(hidden_ND, head_VD, None, None, rows.targets_N.to(device), settings)[1]

@@ -7,7 +7,7 @@ distinct rows, M response tokens of all responses (duplicates counted).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,13 +89,10 @@ class Rows:
         return [(self.groups[g].question_id, ids) for g, ids in self._sequences]
 
     def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
-        """(prompt, its distinct responses) of every group that has a row here, in order.
-
-        A response without tokens makes up nothing of N and is left out.
-        """
+        """(prompt, its distinct responses) of every group that has a row here, in order."""
         found: dict[int, list[tuple[int, ...]]] = {}
         for g, ids in self._sequences:
-            found.setdefault(g, []).extend([ids] if ids else [])
+            found.setdefault(g, []).append(ids)
         prompts = [g.teacher_prompt if teacher else g.student_prompt for g in self.groups]
         pairs = [(prompts[g], responses) for g, responses in found.items()]
         assert all(prompt is not None for prompt, _ in pairs)
@@ -155,7 +152,7 @@ def make_rows(groups: Sequence[Group]) -> Rows:
 
 
 def micro_batches(
-    groups: Sequence[Group], *, size: int, limit: int | None
+    groups: Iterable[Group], *, size: int, limit: int | None
 ) -> Iterator[list[Group]]:
     """Groups that share a forward pass; one that must be split has none beside it.
 

@@ -189,15 +189,28 @@ class Trainer:
         models = {"student": self.student.vlm}
         if self.teacher is not None:
             models["teacher"] = self.teacher.model
-        verdicts = {
+        found = {
             name: first_use(
                 model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
                 precision=self.student.precision, vocabulary=self.step.vocabulary,
+                limit=self.step.micro_batch_responses,
             )
             for name, model in models.items()
         }  # fmt: skip
+        verdicts = {name: verdict for name, verdict in found.items() if verdict is not None}
+        if len(verdicts) < len(found):  # nothing to share in this batch; a later one will tell
+            return
         write_verdicts(self.folder, verdicts)
         self._see_groups({name: verdict.form for name, verdict in verdicts.items()})
+
+    def _formed(self) -> str:
+        """What a decision on the forms holds for."""
+        models = [self.student.vlm, *([] if self.teacher is None else [self.teacher.model])]
+        parts = (
+            f"{model.device.type} {model.config._attn_implementation} {model.dtype}"
+            for model in models
+        )
+        return f"{self.group_forward}: {', '.join(parts)}"
 
     def _see_groups(self, forms: Mapping[str, Form]) -> None:
         self.forms = dict(forms)
@@ -249,7 +262,7 @@ class Trainer:
             cut_log(self.folder / name, step if position is not None else -1)
         if position is not None:
             self.best = position.best
-            if position.forms:
+            if position.forms and position.formed == self._formed():
                 self._see_groups(position.forms)
         return step - self.loop.start
 
@@ -259,7 +272,8 @@ class Trainer:
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        position = Position(step=at, ratio=ratio, best=self.best, forms=self.forms)
+        position = Position(step=at, ratio=ratio, best=self.best, forms=self.forms,
+                            formed=self._formed())  # fmt: skip
         save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
 
     def _validate(self, done: int) -> None:

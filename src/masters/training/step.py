@@ -15,6 +15,7 @@ from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
 from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
+from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
 from masters.training.teacher_signal import LiveSignal, TeacherSignal
 from masters.training.token_scores import ScoreSettings
@@ -112,12 +113,17 @@ def _in_pieces(
     A pass without gradient gives every D, which the advantages need; the loss's slopes with respect
     to each token's scores follow, and each piece is run again and sent back with its own.
     """
+    draws, scored = [], []
     with torch.no_grad():
-        scored = [scorer(piece)[:2] for piece in pieces]
+        for piece in pieces:
+            draws.append(random_state())  # dropout must draw the same again
+            scored.append(scorer(piece)[:2])
+    after = random_state()
     jsd_N, logp_N = (torch.cat(x).requires_grad_() for x in zip(*scored, strict=True))
     slopes = reduced(jsd_N, logp_N)
     start = 0
-    for piece in pieces:
+    for piece, drawn in zip(pieces, draws, strict=True):
+        set_random_state(drawn)
         own = slice(start, start + len(piece.targets_N))
         jsd_P, logp_P, score = scorer(piece)
         share = jsd_P.new_zeros(())
@@ -127,6 +133,7 @@ def _in_pieces(
         share.backward()
         _add_norms(sums, {name: slope[own] for name, slope in slopes.items()}, score)
         start = own.stop
+    set_random_state(after)
 
 
 class _Scorer:
