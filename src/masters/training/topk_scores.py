@@ -25,7 +25,8 @@ from torch.nn.functional import log_softmax
 from masters.training.losses import jsd_from_log_probs
 from masters.training.token_scores import ScoreSettings
 
-CHUNK = 1024
+#: Tokens at a time, where nobody says otherwise.
+CHUNK = 256
 
 
 @dataclass(kw_only=True)
