@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 
 from masters.training.losses import entropy_from_log_probs, jsd_from_log_probs
-from masters.training.token_scores import CHUNK, log_probs
+from masters.training.token_scores import log_probs
+
+CHUNK = 1024
 
 
 class TokenMeasures(NamedTuple):
@@ -56,8 +58,10 @@ def token_measures(
     pieces: list[TokenMeasures] = []
     for start in range(0, len(targets_N), chunk):
         c = slice(start, start + chunk)
-        log_p_CV = log_probs(whole_ND[c].to(device), head_VD, vocabulary, 1.0)
-        log_q_CV = log_probs(masked_ND[c].to(device), head_VD, vocabulary, 1.0)
+        log_p_CV, log_q_CV = (
+            log_probs(hidden_ND[c].to(device, head_VD.dtype) @ head_VD[:vocabulary].T)
+            for hidden_ND in (whole_ND, masked_ND)
+        )
         jsd_C = jsd_from_log_probs(log_p_CV, log_q_CV, 0.5)[0]
         entropy_C = entropy_from_log_probs(log_q_CV)
         log_q_CV[:, [token for token in banned if token < vocabulary]] = -torch.inf

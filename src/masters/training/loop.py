@@ -169,6 +169,7 @@ class Trainer:
             **{f"grad_norm/{n}": math.sqrt(v) for n, v in sums.squared_norm.items()},
             "grad_norm/total": norm,
             **{f"reward/{name}": fmean(values) for name, values in sums.rewards.items()},
+            **{f"entropy/{n}": total / max(1, sums.scored) for n, total in sums.entropy.items()},
             "groups/without_signal": sums.silent_groups / max(1, sums.groups),
             "groups/dropped": dropped,
             "kl/max": sums.kl_max,

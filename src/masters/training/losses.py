@@ -17,7 +17,7 @@ def jsd_from_log_probs(
     The two extra values are what the analytic gradient needs: dJSD/dQ = (1 - b) log(Q / mix).
     """
     p_V, q_V = log_p_V.exp(), log_q_V.exp()
-    log_mix_V = torch.log((beta * p_V + (1 - beta) * q_V).clamp_min(torch.finfo(p_V.dtype).tiny))
+    log_mix_V = torch.lerp(q_V, p_V, beta).clamp_min(torch.finfo(p_V.dtype).tiny).log()
     log_q_mix_V = (log_q_V - log_mix_V).clamp_min(-1e4)
     kl_p = (p_V * (log_p_V - log_mix_V).clamp_min(-1e4)).sum(-1)
     kl_q = (q_V * log_q_mix_V).sum(-1)

@@ -192,11 +192,12 @@ def _check_finite(loss: torch.Tensor, part: Sequence[Group]) -> None:
 
 
 def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSettings) -> None:
-    """Squared gradient norm of each term with respect to the response hidden states; bounds."""
-    assert score.jsd_norm_N is not None and score.logp_norm_N is not None
+    """Squared gradient norm of each term at the response hidden states; entropies; bounds."""
+    sums.add_entropies(student=score.entropy_N, teacher=score.teacher_entropy_N)
     sums.add_bounds(score.bound_N)
     for name, slope_N in slopes.items():
         norm_N = score.jsd_norm_N if name == "jsd" else score.logp_norm_N
+        assert norm_N is not None
         sums.squared_norm[name] += (slope_N * norm_N).square().sum().item()
 
 

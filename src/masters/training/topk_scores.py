@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from masters.training.losses import jsd_from_log_probs
+from masters.training.losses import entropy_from_log_probs, jsd_from_log_probs
 from masters.training.token_scores import ScoreSettings
 
 #: Tokens at a time, where nobody says otherwise.
@@ -87,7 +87,8 @@ def topk_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(jsd_N, logp_N) as ``token_scores`` gives them, the JSD over the buckets of ``top``.
 
-    Differentiable in ``hidden_S`` and ``head_S``. Fills ``top.bound_N``.
+    Differentiable in ``hidden_S`` and ``head_S``. Fills ``top.bound_N`` and ``settings.entropy_N``;
+    the teacher's entropy cannot be told from what is kept.
 
     Args:
         hidden_S: [N, D_S], the student's last hidden states at the positions that predict targets.
@@ -112,12 +113,13 @@ class _TopScores(torch.autograd.Function):
         wide = torch.promote_types(compute, torch.float32)
         weight_VD = head_S.detach().to(compute)
         jsd_N = torch.empty(len(targets), dtype=wide, device=hidden_S.device)
-        logp_N, bound_N = torch.empty_like(jsd_N), torch.empty_like(jsd_N)
+        logp_N, bound_N, entropy_N = (torch.empty_like(jsd_N) for _ in range(3))
         for c in _chunks(targets, settings):
             chunk = _Chunk(hidden_S[c].detach(), weight_VD, top, c, settings)
             logp_N[c] = chunk.log_q_CV.gather(1, targets[c, None])[:, 0]
             jsd_N[c], bound_N[c] = chunk.jsd_C, chunk.bound()
-        top.bound_N = bound_N
+            entropy_N[c] = entropy_from_log_probs(chunk.log_q_CV)
+        top.bound_N, settings.entropy_N = bound_N, entropy_N
         ctx.save_for_backward(hidden_S, head_S, targets)
         ctx.top, ctx.settings, ctx.compute = top, settings, compute
         return jsd_N, logp_N
