@@ -157,6 +157,7 @@ def mask(
 _verb("generate", "Responses of teachers and student")
 _verb("judge", "Accuracy rewards of the responses")
 _verb("score", "Reference log-probabilities of the responses")
+_verb("signal", "The teacher's signal on the responses, where the recipe stores it")
 _verb("train", "Students (and tiny teachers)")
 _verb("evaluate", "Answers to held-out questions")
 

@@ -11,6 +11,7 @@ from masters.drafts import WHOLE_ONLY, Draft, Drafts, Opened, as_role
 from masters.evaluation_drafts import draft_evaluations
 from masters.lineage import STUDENT, Version
 from masters.recipe import Phase, Recipe
+from masters.recipe_checks import compares
 from masters.specs import (
     GenerateSpec,
     JudgeSpec,
@@ -18,6 +19,7 @@ from masters.specs import (
     Schedule,
     ScoreSpec,
     Side,
+    SignalSpec,
     TrainSpec,
 )
 
@@ -87,6 +89,7 @@ class _Phase:
         self.learner = lineage.learner(phases, index)
         self.teacher = lineage.teacher(phases, index)
         self.policy = next((t for t in recipe.method.objective if t.kind == "grpo"), None)
+        self.compares = compares(recipe.method)
         self.asks = any(term.on == "responses" for term in recipe.method.objective)
 
     def drafted(self) -> str:
@@ -108,7 +111,8 @@ class _Phase:
                 stage = self.generate("student", stretch, as_role("model", student))
                 own = self.judged_and_scored("student", stretch.suffix, stage)
             reference, inputs = student
-            name = self.trained(stretch, reference, {**inputs, **thresholds, **shared, **own})
+            read = {**inputs, **thresholds, **shared, **own}
+            name = self.trained(stretch, reference, {**read, **self.signalled(stretch, read)})
             student = ModelRef(role="student"), {"student": name}
         return student[1]["student"]
 
@@ -173,14 +177,40 @@ class _Phase:
             found[f"scores.{source}"] = drafts.add(name, score, {**inputs, "responses": responses})
         return found
 
+    def signalled(self, stretch: Stretch, inputs: Mapping[str, str]) -> dict[str, str]:
+        """The train input with the teacher's stored signal; empty where it is live."""
+        method, drafts = self.method, self.drafts
+        if method.signal == "live" or not self.compares:
+            return {}
+        assert self.teacher is not None
+        teacher, teacher_inputs = drafts.model(self.teacher, "teacher")
+        student, student_inputs = drafts.model(self.learner, "student")
+        topk = method.signal == "topk"
+        temperature = next((t.temperature for t in method.objective if t.kind == "jsd"), 1.0)
+        spec = SignalSpec(
+            signal=method.signal,
+            k=method.signal_k if topk else None,
+            temperature=temperature if topk else None,
+            teacher=teacher,
+            student=student,
+            data=drafts.train_data,
+            prompt=self.recipe.prompt,
+            schedule=self.schedule,
+            start=stretch.start,
+            stop=stretch.stop,
+            precision=drafts.precision,
+        )
+        roles = ("thresholds", "responses.teacher", "responses.student")
+        read = {role: inputs[role] for role in roles if role in inputs}
+        name = f"signal/{self.name}{stretch.suffix}"
+        return {"signal": drafts.add(name, spec, {**teacher_inputs, **student_inputs, **read})}
+
     def trained(self, stretch: Stretch, student: ModelRef, inputs: Mapping[str, str]) -> str:
         """The train stage of the stretch; returns its name."""
         recipe, method, drafts = self.recipe, self.method, self.drafts
-        live = any(term.kind == "jsd" for term in method.objective)
-        live = live or (self.policy is not None and method.rewards.distillation is not None)
         teacher: ModelRef | None = None
         inputs = dict(inputs)
-        if live and self.teacher:
+        if self.compares and self.teacher:
             teacher, teacher_inputs = drafts.model(self.teacher, "teacher")
             inputs |= teacher_inputs
         else:

@@ -292,7 +292,10 @@ class Method(Section):
     responses: Responses = Responses()
     rewards: Rewards = Rewards()
     signal: Literal["live", "hidden", "topk"] = "live"
-    """How the teacher's distribution reaches the step: computed live, or stored."""
+    """How the teacher's distribution reaches the step: computed live; or stored before, as hidden
+    states (exact) or as its likeliest tokens and one number for the rest (smaller)."""
+    signal_k: Count = 64
+    """How many tokens of each distribution topk keeps."""
     objective: tuple[Term, ...] = Field(min_length=1)
     """The loss is the weighted sum of these."""
     optimiser: Optimiser = Optimiser()

@@ -52,6 +52,7 @@ def consistent(recipe: Recipe) -> None:
             "is 'judge', which this version cannot run yet; expected 'rule'",
         )
     _terms_fed(recipe.method)
+    _storable(recipe.method)
     for index, phase in enumerate(recipe.method.phases):
         _phase(recipe, index, phase)
     for index in range(len(recipe.method.phases)):
@@ -106,11 +107,6 @@ def _available(method: Method) -> None:
             ("method", "rewards", "accuracy", "kind"),
             "is 'judge', which this version cannot run yet; expected 'rule'",
         )
-    if method.signal != "live":
-        raise _wrong(
-            ("method", "signal"),
-            f"is {method.signal!r}, which this version cannot run yet; expected 'live'",
-        )
 
 
 def _terms_fed(method: Method) -> None:
@@ -146,6 +142,31 @@ def _terms_fed(method: Method) -> None:
             )
     if all(term.weight == 0 for term in method.objective):
         raise _wrong(("method", "objective"), "has only weights of 0; expected one above 0")
+
+
+def _storable(method: Method) -> None:
+    """A stored signal is of responses, and something is compared with it."""
+    if method.signal == "live":
+        return
+    for term in method.objective:
+        if term.on == "labels":
+            raise _wrong(
+                ("method", "signal"),
+                f"is {method.signal!r}, which is stored for responses only, but {term.kind} is on "
+                "labels; expected 'live', or every term on responses",
+            )
+    if not compares(method):
+        raise _wrong(
+            ("method", "signal"),
+            f"is {method.signal!r}, but no jsd term and no distillation reward reads it; expected "
+            "'live'",
+        )
+
+
+def compares(method: Method) -> bool:
+    """Whether training compares the student with its teacher, token by token."""
+    kinds = {term.kind for term in method.objective}
+    return "jsd" in kinds or ("grpo" in kinds and method.rewards.distillation is not None)
 
 
 def _phase(recipe: Recipe, index: int, phase: Phase) -> None:

@@ -34,6 +34,7 @@ from masters.specs import (
     MaskSpec,
     ReportSpec,
     ScoreSpec,
+    SignalSpec,
     StageSpec,
     TinyInit,
     TrainSpec,
@@ -54,7 +55,7 @@ PRELOAD = (
     "torch.optim.adamw",
     *(
         f"masters.stages.{kind}"
-        for kind in ("train", "mask", "generate", "judge", "score", "evaluate")
+        for kind in ("train", "mask", "generate", "judge", "score", "signal", "evaluate")
     ),
 )
 """What the fork server imports once for all children."""
@@ -95,6 +96,10 @@ def _computed(spec: StageSpec, context: StageContext) -> Mapping[str, Any]:
             from masters.stages import score
 
             return score.run(spec, context)
+        case SignalSpec():
+            from masters.stages import signal
+
+            return signal.run(spec, context)
         case EvaluateSpec():
             from masters.stages import evaluate
 

@@ -242,7 +242,7 @@ def _show_prompt(
 def model_of(plan: Plan, stage: Stage) -> tuple[str, str | None] | None:
     """Path and revision of the model that reads the stage's prompts; None where there is none."""
     spec: Any = stage.spec
-    for name in ("model", "reference", "init"):
+    for name in ("model", "reference", "init", "teacher"):
         reference = getattr(spec, name, None)
         if isinstance(reference, TinyInit):
             return str(stage.folder / "model"), None

@@ -29,6 +29,7 @@ NUMERICS: dict[str, int] = {
     "generate": 2,
     "judge": 1,
     "score": 1,
+    "signal": 1,
     "evaluate": 1,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
@@ -92,9 +93,10 @@ class ValidationSpec(Spec):
 class TrainSpec(Spec):
     """Iterations ``start`` to ``stop`` (exclusive) of ``schedule`` on the weighted ``objective``.
 
-    Roles: ``student`` (the init, unless a path or tiny), ``teacher``, ``thresholds``, and
-    ``responses|rewards|scores`` each ``.teacher`` and ``.student``. With ``carry_optimiser`` the
-    folder of ``student`` holds the optimiser too, and with ``lora`` the adapters.
+    Roles: ``student`` (the init, unless a path or tiny), ``teacher``, ``thresholds``, ``signal``
+    (unless live: the teacher then only says of whom it must be), and ``responses|rewards|scores``
+    each ``.teacher`` and ``.student``. With ``carry_optimiser`` the folder of ``student`` holds the
+    optimiser too, and with ``lora`` the adapters.
     """
 
     kind: Literal["train"] = "train"
@@ -179,6 +181,33 @@ class ScoreSpec(Spec):
     precision: Precision
 
 
+class SignalSpec(Spec):
+    """What ``teacher`` says of every response that iterations ``start`` to ``stop`` train on.
+
+    At each (question, ratio) of the plan it reads the teacher's responses at that ratio and the
+    student's. Roles: teacher, student (for its vocabulary), thresholds, responses.teacher,
+    responses.student.
+
+    Args:
+        k: kept tokens of each distribution; None for hidden states.
+        temperature: of the JSD; None for hidden states, which hold it for all of them.
+    """
+
+    kind: Literal["signal"] = "signal"
+    signal: Literal["hidden", "topk"]
+    k: int | None = None
+    temperature: float | None = None
+    teacher: ModelRef
+    student: ModelRef
+    data: DataSource
+    prompt: Prompt
+    schedule: Schedule
+    start: int
+    stop: int
+    precision: Precision
+    shard_questions: int = 64
+
+
 class EvaluateSpec(Spec):
     """Greedy answers to held-out questions at each of ``ratios`` (0 included).
 
@@ -206,10 +235,10 @@ class ReportSpec(Spec):
 
 
 StageSpec = Annotated[
-    TrainSpec | MaskSpec | GenerateSpec | JudgeSpec | ScoreSpec | EvaluateSpec,
+    TrainSpec | MaskSpec | GenerateSpec | JudgeSpec | ScoreSpec | SignalSpec | EvaluateSpec,
     Field(discriminator="kind"),
 ]
 """Every stage that has a fingerprinted folder."""
 
-AnySpec = TrainSpec | MaskSpec | GenerateSpec | JudgeSpec | ScoreSpec | EvaluateSpec | ReportSpec
+AnySpec = StageSpec | ReportSpec
 """Every stage there is."""

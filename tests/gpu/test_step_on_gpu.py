@@ -23,8 +23,9 @@ from masters.teachers.measuring import measure_thresholds
 from masters.training.checkpoints import Position, load_checkpoint, save_checkpoint
 from masters.training.groups import Group, make_rows
 from masters.training.optimiser import make_optimiser
-from masters.training.step import apply_gradient, teacher_head, teacher_states
+from masters.training.step import apply_gradient
 from masters.training.student import Student
+from masters.training.teacher_signal import teacher_head, teacher_states
 from tests.invariant.conftest import Tiny, load_tiny, make_groups
 from tests.invariant.test_one_device import reference, settings_of, trajectory
 from tests.invariant.test_step import distance, gradient

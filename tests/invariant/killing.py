@@ -98,7 +98,7 @@ def _hooks() -> dict[str, tuple[Any, str, Callable[..., Path | None] | None]]:
     import pyarrow.parquet as pq
     import torch
 
-    from masters.training import checkpoints, loop
+    from masters.training import checkpoints, loop, stored_signal
 
     return {
         "replace": (os, "replace", None),
@@ -108,13 +108,15 @@ def _hooks() -> dict[str, tuple[Any, str, Callable[..., Path | None] | None]]:
         "shard": (pq, "write_table", lambda table, file, **_: Path(file.name)),
         "optimiser": (torch, "save", lambda value, file, **_: Path(file.name)),
         "checkpoint": (checkpoints, "save_file", lambda tensors, file, **_: Path(file)),
+        "signal": (stored_signal, "save_file", lambda tensors, file, **_: Path(file)),
         "export": (loop, "save_model", lambda model, folder, **_: folder / "model.safetensors"),
         "step": (loop.Trainer, "_log", lambda trainer, *_: trainer.folder / "metrics.jsonl"),
     }
 
 
 EVENTS = (
-    "replace", "rename", "fsync", "rmtree", "shard", "optimiser", "checkpoint", "export", "step",
+    "replace", "rename", "fsync", "rmtree", "shard", "optimiser", "checkpoint", "signal", "export",
+    "step",
 )  # fmt: skip
 
 
@@ -222,6 +224,7 @@ def _serve() -> None:
     import masters.stages.judge
     import masters.stages.mask
     import masters.stages.score
+    import masters.stages.signal
     import masters.stages.train  # noqa: F401
 
     masters.run.quiet_libraries()

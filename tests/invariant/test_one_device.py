@@ -19,8 +19,8 @@ from masters.teachers.masked import MaskedTeacher
 from masters.teachers.measuring import measure_thresholds
 from masters.training.groups import Group, Response, make_rows
 from masters.training.optimiser import OptimiserSettings, make_optimiser
-from masters.training.step import teacher_head, teacher_states
 from masters.training.student import Student
+from masters.training.teacher_signal import teacher_head, teacher_states
 from masters.training.token_scores import ScoreSettings
 
 from .conftest import Tiny, make_groups

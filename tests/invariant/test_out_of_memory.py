@@ -16,7 +16,7 @@ from masters.models.memory import doing, is_out_of_memory
 from masters.plan import read_plan
 from masters.run import dispatch_stage
 from masters.stages import opening, out_of_memory
-from masters.training import step, student
+from masters.training import student, teacher_signal
 
 CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
 
@@ -92,7 +92,7 @@ def test_only_what_can_still_go_down(
 
 
 def test_the_teachers_pass(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "response_states", full)
+    monkeypatch.setattr(teacher_signal, "response_states", full)
     message = runs("train/0-teacher", jobs=3)
     assert message.startswith("out of memory while running the teacher (training on step 1): ")
     assert "runtime.jobs" in listed(message) and "runtime.teacher_device" in listed(message)

@@ -174,7 +174,8 @@ REFUSED = [
     ("method.responses={teacher: 0, student: 0}", "method.responses asks for none"),
     ("method.rewards={accuracy: null, distillation: null}", "is grpo without a reward"),
     ("method.rewards.accuracy.kind=judge", "cannot run yet; expected 'rule'"),
-    ("method.signal=hidden", "cannot run yet; expected 'live'"),
+    ("method.signal=some", "method.signal is 'some'"),
+    ("method.signal_k=0", "method.signal_k is 0; expected a number at least 1"),
     ("method.objective=[{kind: jsd}, {kind: jsd}]", "is a second jsd on responses"),
     ("method.objective=[{kind: jsd, weight: 0}]", "has only weights of 0"),
     ("method.objective=[{kind: nll}]", "mask is set, but no term"),
@@ -262,3 +263,28 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
 def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe("masters", "tiny", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["method.signal=hidden", "method.objective=[{kind: jsd, on: labels}]"],
+            "method.signal is 'hidden', which is stored for responses only, but jsd is on labels",
+        ),
+        (
+            ["method.signal=topk", "method.objective=[{kind: nll}, {kind: jsd}]"],
+            "method.signal is 'topk', which is stored for responses only, but nll is on labels",
+        ),
+        (
+            [
+                "method.signal=topk", "method.objective=[{kind: grpo}]",
+                "method.rewards.distillation=null",
+            ],
+            "method.signal is 'topk', but no jsd term and no distillation reward reads it",
+        ),
+    ],
+)  # fmt: skip
+def test_a_stored_signal_that_nothing_reads_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("masters_no_mask", "tiny", overrides)

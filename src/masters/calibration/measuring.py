@@ -21,7 +21,7 @@ from masters.stages.opening import OpenedModel, Prompts, greedy_answers
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.thresholds import Thresholds
 from masters.training.groups import TEACHER, Group, Response, Rows, make_rows
-from masters.training.step import teacher_states
+from masters.training.teacher_signal import teacher_states
 
 CHUNK = 512
 

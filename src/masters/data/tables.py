@@ -46,6 +46,16 @@ REWARDS = pa.schema(
     ]
 )
 SCORES = pa.schema([*KEY, _field("reference_logprobs", pa.list_(pa.float32()))])
+SIGNALS = pa.schema(
+    [
+        _field("question_id", pa.string()),
+        _field("ratio", pa.int16()),  # masking ratio of the teacher that read the sequence
+        _field("key", pa.int64()),  # of question, ratio and token ids
+        _field("shard", pa.int32()),  # which file holds its tokens, and which rows of it
+        _field("start", pa.int64()),
+        _field("stop", pa.int64()),
+    ]
+)
 ANSWERS = pa.schema(
     [
         _field("question_id", pa.string()),

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masters.artifacts import StageContext
+from masters.artifacts import StageContext, fingerprint, read_record
 from masters.data.questions import Question, Questions
+from masters.fingerprints import Contents
 from masters.generation.engine import Completion, Engine, Request
 from masters.generation.sampling import SampleKey, Sampling
 from masters.models.checkpoint import checkpoint_tensors
 from masters.models.devices import check_attention, find_device
 from masters.models.encode import EncodedPrompt, PromptText, encode_prompt, fit_pixels
+from masters.models.layers import meta_model
 from masters.models.load import (
     DTYPES,
     TokenIds,
     check_head,
+    load_config,
     load_model,
     load_processor,
     local_folder,
@@ -100,6 +103,32 @@ def open_model(
     return OpenedModel(
         model=model, processor=processor, ids=token_ids(model, processor), folder=folder
     )
+
+
+def describe_model(folder: Path, *, image_backend: str) -> OpenedModel:
+    """The model of a folder without its weights: on the meta device, with processor and ids."""
+    from transformers import GenerationConfig
+
+    model = meta_model(load_config(str(folder)))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    processor = load_processor(str(folder), backend=image_backend)
+    return OpenedModel(
+        model=model, processor=processor, ids=token_ids(model, processor), folder=folder
+    )
+
+
+def model_identity(ref: ModelRef, inputs: Mapping[str, Path]) -> str:
+    """A fingerprint of the model a reference means, by the same rule for every stage."""
+    if ref.role is not None:
+        return str(read_record(inputs[ref.role])["fingerprint"])
+    assert ref.path is not None
+    return fingerprint(Contents().model(ref.path, ref.revision))
+
+
+def stage_identity(role: str, inputs: Mapping[str, Path]) -> str | None:
+    """The fingerprint of the stage in this role; None without one."""
+    return str(read_record(inputs[role])["fingerprint"]) if role in inputs else None
 
 
 def open_teacher(opened: OpenedModel, context: StageContext) -> MaskedTeacher:

@@ -64,7 +64,7 @@ def to_lower(spec: StageSpec, runtime: Runtime, doing: str) -> Sequence[str]:
 
 def _micro_batch(spec: Any, runtime: Runtime) -> str | None:
     size = runtime.micro_batch_questions
-    if size == 1 or spec.kind not in ("train", "score"):
+    if size == 1 or spec.kind not in ("train", "score", "signal"):
         return None
     return f"runtime.micro_batch_questions ({size})"
 
@@ -88,8 +88,10 @@ def _jobs(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _teacher_device(spec: Any, runtime: Runtime) -> str | None:
-    teachers = {"train": "teacher", "generate": "source", "evaluate": "side"}
+    teachers = {"train": "teacher", "signal": "teacher", "generate": "source", "evaluate": "side"}
     asked = getattr(spec, teachers.get(spec.kind, ""), None)
+    if spec.kind == "train" and spec.signal != "live":
+        asked = None
     if asked in (None, "student") or runtime.teacher_device in ("offload", "cpu"):
         return None
     return f"runtime.teacher_device ({runtime.teacher_device}) to another GPU or offload"
@@ -115,7 +117,7 @@ def _group(spec: Any, runtime: Runtime) -> str | None:
 def _tokens(spec: Any, runtime: Runtime) -> str | None:
     if spec.kind in ("train", "generate", "evaluate"):
         return f"method.responses.max_new_tokens ({spec.max_new_tokens})"
-    return "method.responses.max_new_tokens" if spec.kind == "score" else None
+    return "method.responses.max_new_tokens" if spec.kind in ("score", "signal") else None
 
 
 def _moments(spec: Any, runtime: Runtime) -> str | None:

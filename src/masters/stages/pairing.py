@@ -17,6 +17,7 @@ from masters.models.vocabulary import (
     vocabulary_of,
 )
 from masters.stages.opening import OpenedModel
+from masters.training.stored_signal import Manifest
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,6 +71,17 @@ def pair(student: OpenedModel, teacher: OpenedModel | None) -> Pair:
         common=min(common.size, ids.vocabulary, teacher.ids.vocabulary),
         banned=frozenset((*ids.banned, *teacher.ids.banned)),
     )
+
+
+def pair_of_signal(student: OpenedModel, manifest: Manifest) -> Pair:
+    """The student with a teacher of whom only the stored signal is here."""
+    if manifest.common > student.ids.vocabulary:
+        raise ModelError(
+            f"{student.folder}: has {student.ids.vocabulary} tokens; the stored teacher signal is "
+            f"over {manifest.common}. Run the signal stage for this student"
+        )
+    banned = frozenset((*student.ids.banned, *manifest.banned))
+    return Pair(ids=student.ids, common=manifest.common, banned=banned)
 
 
 def check_stored(folder: Path, teacher: OpenedModel, student: OpenedModel, common: int) -> None:

@@ -86,28 +86,14 @@ def _trainable(spec: TrainSpec) -> None:
 
 
 def _same_vocabulary(teacher: ModelRef, student: ModelRef, folders: Folders, backend: str) -> None:
-    from masters.models.load import load_processor, token_ids
     from masters.models.vocabulary import check_end_tokens, common_vocabulary, vocabulary_of
+    from masters.stages.opening import describe_model
 
     vocabularies, ends = [], []
     for ref in (teacher, student):
-        model = _without_weights(folders[ref])
-        processor = load_processor(str(folders[ref]), backend=backend)
-        rows = model.get_output_embeddings().weight.shape[0]
-        vocabularies.append(vocabulary_of(processor, rows=rows, name=str(ref.path)))
-        ends.append(token_ids(model, processor).end)
+        model = describe_model(folders[ref], image_backend=backend)
+        rows = model.model.get_output_embeddings().weight.shape[0]
+        vocabularies.append(vocabulary_of(model.processor, rows=rows, name=str(ref.path)))
+        ends.append(model.ids.end)
     common_vocabulary(*vocabularies)
     check_end_tokens(*vocabularies, teacher_ends=ends[0], student_ends=ends[1])
-
-
-def _without_weights(folder: Path) -> Any:
-    """The model of a folder on the meta device, with the generation configuration it will have."""
-    from transformers import GenerationConfig
-
-    from masters.models.layers import meta_model
-    from masters.models.load import load_config
-
-    model = meta_model(load_config(str(folder)))
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model

@@ -13,7 +13,6 @@ from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
-from masters.errors import StageError
 from masters.evaluation.statistics import wilson
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES
@@ -27,10 +26,12 @@ from masters.stages.opening import (
     greedy_answers,
     label_ids,
     model_folder,
+    model_identity,
     open_model,
     open_teacher,
+    stage_identity,
 )
-from masters.stages.pairing import Pair, check_stored, pair
+from masters.stages.pairing import Pair, check_stored, pair, pair_of_signal
 from masters.stages.responses_index import ResponseIndex
 from masters.stages.sight import check_sees_image
 from masters.stages.trained_student import open_student
@@ -46,21 +47,19 @@ from masters.training.objective import (
 )
 from masters.training.optimiser import OptimiserSettings
 from masters.training.step import StepSettings
+from masters.training.stored_signal import StoredSignal, check_manifest
 from masters.training.trackers import open_trackers
 
 
 def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     """Trains the student over iterations [start, stop) and writes ``model/`` and ``best/``."""
-    if spec.signal != "live":
-        raise StageError(
-            f"method.signal is {spec.signal}; only 'live' can be run so far. Set method.signal=live"
-        )
     torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
     questions = open_questions(spec.data)
     verify_images(questions, context.runtime.images_checked)
     opened, student = open_student(spec, context)
-    teacher_model = _open_teacher_model(spec, context)
-    both = pair(opened, teacher_model)
+    stored = _open_signal(spec, context)
+    teacher_model = None if stored else _open_teacher_model(spec, context)
+    both = pair_of_signal(opened, stored.manifest) if stored else pair(opened, teacher_model)
     groups = PlannedGroups(spec, context, questions, opened, teacher_model, both)
     terms = tuple(_term(term) for term in spec.objective)
     jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
@@ -69,7 +68,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     groups.keyed = frozenset(features)
     trainer = Trainer(
         student=student,
-        teacher=teacher,
+        teacher=stored or teacher,
         curriculum=groups,
         ids=both.ids,
         step=StepSettings(
@@ -124,6 +123,28 @@ def _open_teacher_model(spec: TrainSpec, context: StageContext) -> OpenedModel |
         precision=spec.optimiser.precision,
         teacher=True,
     )
+
+
+def _open_signal(spec: TrainSpec, context: StageContext) -> StoredSignal | None:
+    """The stored signal, if it is of the teacher and method that are trained with."""
+    if spec.signal == "live" or spec.teacher is None:
+        return None
+    stored = StoredSignal(folder := context.inputs["signal"])
+    total = curriculum.iterations(len(open_questions(spec.data)), spec.schedule)
+    ratios = {curriculum.ratio_at(i, spec.schedule, total) for i in range(spec.start, spec.stop)}
+    check_manifest(
+        folder,
+        stored.manifest,
+        kind=spec.signal,
+        teacher=model_identity(spec.teacher, context.inputs),
+        thresholds=stage_identity("thresholds", context.inputs),
+        precision=spec.optimiser.precision,
+        ratios=ratios,
+    )
+    if spec.signal == "topk":
+        jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
+        check_manifest(folder, stored.manifest, temperature=jsd.temperature)
+    return stored
 
 
 def _term(term: Grpo | Jsd | Nll) -> Term:

@@ -8,14 +8,17 @@ suffixes: N response tokens of distinct rows.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from masters.artifacts import atomic_write_text
 from masters.errors import ModelError
 from masters.models.families import family_of
 from masters.models.feature_cache import PICTURES, feature_cache
@@ -33,6 +36,7 @@ SHORT = 512
 #: A packed row may differ from repeated ones by so many times what two batch shapes differ.
 TIMES_NOISE = 4.0
 FLOOR = 1e-4
+FIRST_USE = "first_use.json"
 _LOG = logging.getLogger(__name__)
 
 Inputs = dict[str, Any]
@@ -96,6 +100,20 @@ class Verdict:
     difference: float
     noise: float
     reason: str = ""
+
+
+def write_verdicts(folder: Path, verdicts: Mapping[str, Verdict]) -> None:
+    """Keeps what a first batch showed of each model, by its role, in a stage's folder."""
+    shown = {name: asdict(verdict) for name, verdict in verdicts.items()}
+    atomic_write_text(folder / FIRST_USE, json.dumps(shown, indent=1) + "\n")
+
+
+def read_forms(folder: Path) -> dict[str, Form]:
+    """The forms that ``write_verdicts`` kept, by role; empty where it kept none."""
+    path = folder / FIRST_USE
+    if not path.exists():
+        return {}
+    return {name: kept["form"] for name, kept in json.loads(path.read_text()).items()}
 
 
 def choose_form(vlm: Any, asked: str, *, tokens: int) -> tuple[Form, str]:

@@ -7,7 +7,7 @@ distinct rows, M response tokens of all responses (duplicates counted).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +89,10 @@ class Rows:
         assert all(prompt is not None for prompt in prompts)
         return prompts  # type: ignore[return-value]
 
+    def sequences(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(question id, token ids) of every distinct row; their tokens make up N in this order."""
+        return [(self.groups[g].question_id, ids) for g, ids in self._sequences]
+
     def by_group(self, *, teacher: bool) -> list[tuple[EncodedPrompt, list[tuple[int, ...]]]]:
         """(prompt, its distinct responses) of every group that has a row here, in order."""
         found: dict[int, list[tuple[int, ...]]] = {}
@@ -150,3 +154,27 @@ def make_rows(groups: Sequence[Group]) -> Rows:
         row_N=torch.tensor(row_N, dtype=torch.long),
         _sequences=tuple(sequences),
     )
+
+
+def micro_batches(
+    groups: Iterable[Group], *, size: int, limit: int | None
+) -> Iterator[list[Group]]:
+    """Groups that share a forward pass; one that must be split has none beside it.
+
+    Args:
+        groups: in order.
+        size: so many groups at most.
+        limit: a group with more distinct responses than this must be split; None splits none.
+    """
+    batch: list[Group] = []
+    for group in groups:
+        large = limit is not None and len({r.token_ids for r in group.responses}) > limit
+        if batch and (large or len(batch) == size):
+            yield batch
+            batch = []
+        if large:
+            yield [group]
+        else:
+            batch.append(group)
+    if batch:
+        yield batch

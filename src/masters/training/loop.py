@@ -29,11 +29,12 @@ from masters.training.checkpoints import (
     save_state,
     sync,
 )
-from masters.training.group_forward import Form, first_use, make_ready
+from masters.training.group_forward import Form, first_use, make_ready, write_verdicts
 from masters.training.groups import Group
 from masters.training.objective import StepSums
 from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
 from masters.training.step import StepSettings, accumulate, apply_gradient
+from masters.training.stored_signal import StoredSignal
 from masters.training.student import Student
 from masters.training.trackers import Tracker
 
@@ -77,7 +78,7 @@ class Trainer:
 
     Args:
         student: the root module.
-        teacher: the live masked teacher, or None.
+        teacher: the live masked teacher, its stored signal, or None.
         curriculum: groups and ratios by iteration.
         ids: special ids of the student.
         step: what a step does.
@@ -96,7 +97,7 @@ class Trainer:
         self,
         *,
         student: Student,
-        teacher: MaskedTeacher | None,
+        teacher: MaskedTeacher | StoredSignal | None,
         curriculum: Curriculum,
         ids: TokenIds,
         step: StepSettings,
@@ -110,7 +111,8 @@ class Trainer:
         group_forward: str = "repeat",
         features: Mapping[str, FeatureCache] | None = None,
     ) -> None:
-        self.student, self.teacher, self.curriculum = student, teacher, curriculum
+        self.student, self.signal, self.curriculum = student, teacher, curriculum
+        self.teacher = None if isinstance(teacher, StoredSignal) else teacher
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
@@ -161,13 +163,15 @@ class Trainer:
         ratio = self.curriculum.ratio(i)
         before = self._pictures()
         masking = {"mask_bytes_read": 0.0, "mask_seconds": 0.0}
-        if self.teacher is not None:
-            bytes_before, seconds_before = self.teacher.bytes_read, self.teacher.seconds
-            self.teacher.set_ratio(ratio)
-            masking = {
-                "mask_bytes_read": self.teacher.bytes_read - bytes_before,
-                "mask_seconds": self.teacher.seconds - seconds_before,
-            }
+        if self.signal is not None:
+            masked = self.teacher
+            bytes_before, seconds_before = (masked.bytes_read, masked.seconds) if masked else (0, 0)
+            self.signal.set_ratio(ratio)
+            if masked is not None:
+                masking = {
+                    "mask_bytes_read": masked.bytes_read - bytes_before,
+                    "mask_seconds": masked.seconds - seconds_before,
+                }
         if groups and not self.forms:
             self._first_use(groups)
         sums = StepSums()
@@ -177,6 +181,7 @@ class Trainer:
         norm = self._step(i, groups, sums) if groups else 0.0
         found, looked_for = (now - old for now, old in zip(self._pictures(), before, strict=True))
         seconds = time.perf_counter() - begin
+        stored = self.signal if isinstance(self.signal, StoredSignal) else None
         return {
             **{f"loss/{name}": value for name, value in sums.loss.items()},
             "loss/total": sums.loss.get("total", 0.0),
@@ -187,6 +192,7 @@ class Trainer:
             "groups/without_signal": sums.silent_groups / max(1, sums.groups),
             "groups/dropped": dropped,
             "kl/max": sums.kl_max,
+            **_bounds(sums),
             "mask/ratio": ratio / 10_000,
             "lr": rate,
             "tokens": sums.tokens,
@@ -197,6 +203,7 @@ class Trainer:
             # masked anew, and no features are kept yet.
             **{f"time/{name}": value for name, value in masking.items()},
             "time/features_reused": found / max(1, looked_for),
+            **({} if stored is None else {"time/signal_seconds": stored.seconds}),
         }
 
     def _pictures(self) -> tuple[int, int]:
@@ -221,8 +228,7 @@ class Trainer:
         verdicts = {name: verdict for name, verdict in found.items() if verdict is not None}
         if len(verdicts) < len(found):  # nothing to share in this batch; a later one will tell
             return
-        shown = {name: asdict(verdict) for name, verdict in verdicts.items()}
-        (self.folder / "first_use.json").write_text(json.dumps(shown, indent=1) + "\n")
+        write_verdicts(self.folder, verdicts)
         self._see_groups({name: verdict.form for name, verdict in verdicts.items()})
 
     def _formed(self) -> str:
@@ -251,7 +257,7 @@ class Trainer:
             with doing(f"training on step {i + 1}"):
                 accumulate(
                     self.student,
-                    self.teacher,
+                    self.signal,
                     groups,
                     ids=self.ids,
                     settings=self.step,
@@ -290,7 +296,7 @@ class Trainer:
 
     def _checkpoint(self, done: int) -> None:
         at = self.loop.start + done
-        ratio = self.teacher.ratio if self.teacher else 0
+        ratio = self.signal.ratio if self.signal else 0
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
@@ -360,3 +366,13 @@ class Trainer:
 def _bytes(made: tuple[list[Group], int]) -> int:
     prompts = [p for group in made[0] for p in (group.student_prompt, group.teacher_prompt)]
     return sum(prompt.size for prompt in prompts if prompt is not None)
+
+
+def _bounds(sums: StepSums) -> dict[str, float]:
+    """What may be missing from the divergence of a token, mean and most; nothing if it is exact."""
+    if not sums.bounded:
+        return {}
+    return {
+        "signal/topk_bound": sums.bound_sum / sums.bounded,
+        "signal/topk_bound_max": sums.bound_max,
+    }

@@ -73,8 +73,18 @@ class StepSums:
     groups: int = 0
     tokens: int = 0
     kl_max: float = 0.0
+    bounded: int = 0
+    bound_sum: float = 0.0
+    bound_max: float = 0.0
     entropy: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     scored: int = 0
+
+    def add_bounds(self, bound_N: torch.Tensor | None) -> None:
+        """What may be missing from the divergences of a forward pass, in nats; None: nothing."""
+        if bound_N is not None and len(bound_N):
+            self.bounded += len(bound_N)
+            self.bound_sum += bound_N.sum().item()
+            self.bound_max = max(self.bound_max, bound_N.max().item())
 
     def add_entropies(self, *, student: torch.Tensor | None, teacher: torch.Tensor | None) -> None:
         """Entropies [N] of the distributions at tokens that a forward pass scored once each."""

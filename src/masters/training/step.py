@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds
-from masters.models.memory import doing
 from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
-from masters.training.groups import Group, Rows, make_rows
+from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
-from masters.training.student import Student, autocast, response_states
+from masters.training.student import Student
+from masters.training.teacher_signal import LiveSignal, TeacherSignal
 from masters.training.token_scores import ScoreSettings
+from masters.training.topk_scores import TopTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,41 +52,9 @@ class StepSettings:
     teacher_form: Form = "repeat"
 
 
-@torch.no_grad()
-def teacher_states(
-    teacher: MaskedTeacher,
-    rows: Rows,
-    ids: TokenIds,
-    precision: torch.dtype,
-    home: torch.device,
-    form: Form = "repeat",
-) -> torch.Tensor:
-    """The teacher's hidden states [N, D_T] for the response tokens, on the student's device."""
-    model, device = teacher.model, teacher.model.device
-    inputs, row_N, column_N = group_inputs(
-        model, rows, form=form, teacher=True, pad=ids.pad, device=device
-    )
-    with doing("running the teacher"), autocast(device, precision):
-        return response_states(model, inputs, row_N, column_N).to(home)
-
-
-#: Output heads of teachers that live on another device than their student; no mask touches a head.
-_HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
-
-
-def teacher_head(teacher: MaskedTeacher, home: torch.device) -> torch.Tensor:
-    """The teacher's output head [V, D_T] on the student's device, brought there once."""
-    head: Any = teacher.model.get_output_embeddings()
-    if head.weight.device == home:
-        return head.weight
-    if head not in _HEADS or _HEADS[head].device != home:
-        _HEADS[head] = head.weight.detach().to(home)
-    return _HEADS[head]
-
-
 def accumulate(
     student: torch.nn.Module,
-    teacher: MaskedTeacher | None,
+    teacher: MaskedTeacher | TeacherSignal | None,
     groups: Sequence[Group],
     *,
     ids: TokenIds,
@@ -98,7 +66,7 @@ def accumulate(
 
     Args:
         student: a ``Student`` or a wrapper of one (DDP, FSDP).
-        teacher: None where no term compares with one.
+        teacher: a live one, or where its signal is stored; None where no term compares with one.
         groups: this rank's part of the step.
         ids: special ids.
         questions: Q, over all ranks and micro-batches.
@@ -107,10 +75,10 @@ def accumulate(
     Raises:
         NonFiniteLossError: naming the questions of the micro-batch.
     """
-    scorer = _Scorer(student, teacher, ids, settings)
-    for part in _micro_batches(groups, settings):
+    scorer, limit = _Scorer(student, teacher, ids, settings), settings.micro_batch_responses
+    for part in micro_batches(groups, size=settings.micro_batch, limit=limit):
         rows = make_rows(part).to(scorer.device)
-        count, limit = len(rows.spans), settings.micro_batch_responses
+        count = len(rows.spans)
 
         def reduced(jsd_N: torch.Tensor, logp_N: torch.Tensor) -> dict[str, torch.Tensor]:
             loss, slopes = micro_batch_loss(
@@ -174,18 +142,22 @@ class _Scorer:
     def __init__(
         self,
         student: torch.nn.Module,
-        teacher: MaskedTeacher | None,
+        teacher: MaskedTeacher | TeacherSignal | None,
         ids: TokenIds,
         settings: StepSettings,
     ) -> None:
         inner: Any = getattr(student, "module", student)
         assert isinstance(inner, Student)
         self.device = inner.vlm.device
-        self._student, self._inner, self._teacher = student, inner, teacher
-        self._ids, self._settings = ids, settings
+        self._student, self._inner, self._ids, self._settings = student, inner, ids, settings
+        if isinstance(teacher, MaskedTeacher):
+            teacher = LiveSignal(
+                teacher, ids=ids, precision=inner.precision, form=settings.teacher_form
+            )
+        self._signal = teacher
 
     def __call__(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
-        settings, inner, teacher = self._settings, self._inner, self._teacher
+        settings, inner = self._settings, self._inner
         inputs, row_N, column_N = group_inputs(
             inner.vlm, rows, form=settings.student_form, teacher=False, pad=self._ids.pad,
             device=self.device,
@@ -197,33 +169,17 @@ class _Scorer:
             common=settings.common,
             dtype=inner.precision,
         )
-        hidden_T = head_T = None
-        if teacher is not None:
-            hidden_T = teacher_states(
-                teacher, rows, self._ids, inner.precision, self.device, settings.teacher_form
-            )
-            head_T = teacher_head(teacher, self.device)
+        known = None if self._signal is None else self._signal.tokens(rows, self.device)
+        hidden_T = head_T = top = None
+        if isinstance(known, TopTokens):
+            top = known
+        elif known is not None:
+            hidden_T, head_T = known.states_ND, known.head_VD
         jsd_N, logp_N = self._student(
-            inputs, row_N, column_N, rows.targets_N, hidden_T, head_T, score
+            inputs, row_N, column_N, rows.targets_N, hidden_T, head_T, score, top
         )
+        score.bound_N = None if top is None else top.bound_N
         return jsd_N, logp_N, score
-
-
-def _micro_batches(groups: Sequence[Group], settings: StepSettings) -> Iterator[list[Group]]:
-    """Groups that share a forward pass; one that must be split has none beside it."""
-    limit = settings.micro_batch_responses
-    batch: list[Group] = []
-    for group in groups:
-        large = limit is not None and len({r.token_ids for r in group.responses}) > limit
-        if batch and (large or len(batch) == settings.micro_batch):
-            yield batch
-            batch = []
-        if large:
-            yield [group]
-        else:
-            batch.append(group)
-    if batch:
-        yield batch
 
 
 def _check_finite(loss: torch.Tensor, part: Sequence[Group]) -> None:
@@ -236,8 +192,9 @@ def _check_finite(loss: torch.Tensor, part: Sequence[Group]) -> None:
 
 
 def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSettings) -> None:
-    """Squared gradient norm of each term with respect to the response hidden states; entropies."""
+    """Squared gradient norm of each term at the response hidden states; entropies; bounds."""
     sums.add_entropies(student=score.entropy_N, teacher=score.teacher_entropy_N)
+    sums.add_bounds(score.bound_N)
     for name, slope_N in slopes.items():
         norm_N = score.jsd_norm_N if name == "jsd" else score.logp_norm_N
         assert norm_N is not None

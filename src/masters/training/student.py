@@ -11,6 +11,7 @@ from torch import nn
 
 from masters.models.lora import merged_state
 from masters.training.token_scores import ScoreSettings, token_scores
+from masters.training.topk_scores import TopTokens, topk_scores
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
@@ -70,9 +71,12 @@ class Student(nn.Module):
         hidden_T: torch.Tensor | None,
         head_T: torch.Tensor | None,
         settings: ScoreSettings,
+        top: TopTokens | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(jsd_N, logp_N) of the response tokens; see ``token_scores``."""
+        """(jsd_N, logp_N) of the response tokens; see ``token_scores`` and ``topk_scores``."""
         with autocast(row_N.device, self.precision):
             hidden_S = response_states(self.vlm, inputs, row_N, column_N)
         head_S = self.vlm.get_output_embeddings().weight
+        if top is not None:
+            return topk_scores(hidden_S, head_S, top, targets_N, settings)
         return token_scores(hidden_S, head_S, hidden_T, head_T, targets_N, settings)

@@ -52,6 +52,7 @@ class ScoreSettings:
         entropy_N, teacher_entropy_N: filled by forward, in nats; the teacher's over ``common``.
         jsd_norm_N, logp_norm_N: filled by backward: |dJSD_n / dh_n| and |dlog q(y_n) / dh_n|; None
             for a score that the loss lacks.
+        bound_N: at most so much is missing from the JSD (stored top-k); None: it is exact.
     """
 
     beta: float = 0.5
@@ -65,6 +66,7 @@ class ScoreSettings:
     teacher_entropy_N: torch.Tensor | None = field(default=None)
     jsd_norm_N: torch.Tensor | None = field(default=None)
     logp_norm_N: torch.Tensor | None = field(default=None)
+    bound_N: torch.Tensor | None = field(default=None)
 
 
 def token_scores(
