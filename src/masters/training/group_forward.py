@@ -24,7 +24,7 @@ from masters.training.student import autocast, response_states
 
 Form = Literal["repeat", "mask", "attention"]
 #: Below this many tokens a mask is cheaper than three kernel calls a group and layer.
-SHORT = 512
+SHORT = 256
 #: A packed row may differ from repeated ones by so many times what two batch shapes differ.
 TIMES_NOISE = 4.0
 FLOOR = 1e-4
