@@ -5,7 +5,7 @@ tokens of a vision tower, through the student (forward, loss, backward, update),
 reference, in each form of `runtime.group_forward`: `repeat` (a row for each response), `mask` and
 `attention` (one row for all). `stored` has the teacher's hidden states from before the step, so
 only the student runs. All models are Qwen3-VL with random weights in float32, the student 512 wide
-with 6 layers, the teacher 1,024 wide with 4.
+with 6 layers, the teacher 1,024 wide with 4 (2.5 times the arithmetic).
 
 Everything takes turns in every round, so that a busy machine slows all down alike; times are
 medians [least, most] over the rounds, of processor time on one thread (wall time on more). TRL's
@@ -33,6 +33,17 @@ from stepping.small import measure_small
 from stepping.ways import Models
 
 SECTIONS = ("steps", "memory", "growth", "small")
+#: Which packed form suits which length: what `SHORT` in training/group_forward.py rests on.
+EXTRA = "forms"
+LENGTHS = (
+    (24, 6, 4),
+    (32, 8, 8),
+    (64, 16, 8),
+    (80, 22, 8),
+    (96, 24, 8),
+    (128, 32, 8),
+    (192, 48, 8),
+)
 RATIOS = {"1:1": 1, "4:1": 4, "16:1": 16}
 #: Beside the 4:1 of `RATIOS`, which vary the prefix.
 VARIED = {"group": [2, 16], "response": [16, 144], "vocabulary": [32768]}
@@ -79,6 +90,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     if "small" in options.only:
         result["small"] = measure_small(1 if options.quick else 7)
+    if EXTRA in options.only:
+        result["forms"] = sections.measure_forms(
+            {"64 wide": build(True, 256), "512 wide": build(options.quick, 256)},
+            [
+                Case(prefix=p, response=r, group=g, vocabulary=256, picture=False)
+                for p, r, g in LENGTHS
+            ],
+            rounds,
+        )
     result["machine"]["load_after"] = os.getloadavg()
     return {**headline(result), **result}
 
@@ -134,8 +154,10 @@ def main() -> None:
     parser.add_argument(
         "--without-picture", action="store_true", help="prompts of words only: no vision tower"
     )
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)} (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=(*SECTIONS, EXTRA), default=SECTIONS, metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)} (default: all of these) and {EXTRA}",
+    )  # fmt: skip
     parser.add_argument("--child", choices=sections.FORMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -18,6 +18,8 @@ def tables(result: dict[str, Any]) -> str:
         parts += _growth(result["growth"])
     if "small" in result:
         parts += _small(result["small"])
+    if "forms" in result:
+        parts += _forms(result["forms"])
     machine = result["machine"]
     before, after = (machine[name][0] for name in ("load_before", "load_after"))
     parts.append(
@@ -114,3 +116,17 @@ def _small(small: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
     head = ["distinct responses", "longest row", "repeat, ms", "mask, ms", "attention, ms", "auto"]
     return ["The demo's step: 16 questions, live teacher", _table(head, rows)]
+
+
+def _forms(forms: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [
+            row["model"],
+            str(row["row_tokens"]),
+            *(_times([1e3 * s for s in values], 1) for values in row["seconds"].values()),
+            _times(row["mask_over_attention"]),
+        ]
+        for row in forms
+    ]
+    head = ["model", "row, tokens", "mask, ms", "attention, ms", "mask / attention"]
+    return ["Which packed form: the student's part by length of the row", _table(head, rows)]

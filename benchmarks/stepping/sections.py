@@ -34,23 +34,24 @@ class StepAtShape:
 
     def round(self) -> None:
         """One repeat of everything; what reads repeated prompts is the same for TRL and repeat."""
-        models, times = self.models, self.times
-        group, hidden_T = [self._before(form) for form in PACKED][-1]
-        models.see_groups("repeat")
-        times("teacher/repeat", lambda: models.teacher_states(group, "repeat"))
+        group, hidden_T = self._before()
         found = {form: self._student(form, group, hidden_T) for form in FORMS}
         if self._trl is not None:
             found["trl"] = self._by_trl(self._trl, group, hidden_T)
         if not self.errors:
             self._compare(found)
 
-    def _before(self, form: Form) -> tuple[Group, torch.Tensor]:
-        """What a step must know of reference and teacher."""
+    def _before(self) -> tuple[Group, torch.Tensor]:
+        """What a step must know of reference and teacher, by the attention function."""
         models, times = self.models, self.times
-        models.see_groups(form)
-        group = times(f"reference/{form}", lambda: models.referred(self._group, form))
-        hidden_T = times(f"teacher/{form}", lambda: models.teacher_states(group, form))
-        return group, hidden_T
+        models.see_groups("attention")
+        group = times("reference/attention", lambda: models.referred(self._group, "attention"))
+
+        def told(form: Form) -> torch.Tensor:
+            models.see_groups(form)
+            return times(f"teacher/{form}", lambda: models.teacher_states(group, form))
+
+        return group, [told(form) for form in FORMS][-1]
 
     def _student(self, form: Form, group: Group, hidden_T: torch.Tensor) -> Found:
         models = self.models
@@ -191,7 +192,36 @@ def measure_growth(
     return rows
 
 
-def _gradients_in_turn(models: Models, case: Case, times: Times) -> None:
+def measure_forms(built: dict[str, Models], cases: list[Case], rounds: int) -> list[dict[str, Any]]:
+    """Seconds of the student's part, masked and with the attention function, by length of the row.
+
+    Args:
+        built: models by what they are called.
+        cases: shapes, from short to long.
+        rounds: repeats of each.
+    """
+    rows = []
+    for name, models in built.items():
+        for case in cases:
+            times = Times()
+            for _ in range(rounds + 1):
+                _gradients_in_turn(models, case, times, PACKED)
+            for seconds in times.seconds.values():
+                del seconds[0]  # warms up
+            rows.append(
+                {
+                    "model": name,
+                    "row_tokens": case.prefix + case.group * case.response,
+                    "mask_over_attention": spread(times.ratios(("mask",), ("attention",))),
+                    "seconds": {form: spread(values) for form, values in times.seconds.items()},
+                }
+            )
+    return rows
+
+
+def _gradients_in_turn(
+    models: Models, case: Case, times: Times, forms: tuple[Form, ...] = ("repeat", "attention")
+) -> None:
     models.see_groups("attention")
     group, hidden_T = models.referred(question(case), "attention"), models.any_states(case)
 
@@ -200,8 +230,8 @@ def _gradients_in_turn(models: Models, case: Case, times: Times) -> None:
         times(form, lambda: models.gradient(group, form, hidden_T))
         models.clear()
 
-    measured("repeat")
-    measured("attention")
+    for form in forms:
+        measured(form)
 
 
 def saved_activations(models: Models, case: Case) -> dict[str, int]:

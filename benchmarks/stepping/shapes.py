@@ -30,7 +30,7 @@ class Size:
         return 64 if self.hidden >= 512 else 16
 
 
-STUDENT = Size(hidden=512, layers=6, vision_hidden=128)
+STUDENT = Size(hidden=512, layers=6, vision_hidden=192)
 TEACHER = Size(hidden=1024, layers=4, vision_hidden=256)
 QUICK_STUDENT = Size(hidden=64, layers=2, vision_hidden=32)
 QUICK_TEACHER = Size(hidden=128, layers=2, vision_hidden=32)
