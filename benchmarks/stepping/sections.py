@@ -246,7 +246,7 @@ def saved_activations(models: Models, case: Case) -> dict[str, int]:
 
 
 def peak_resident(models: Models, case: Case, form: Form) -> int:
-    """Peak of the student's forward and backward pass beyond weights and gradients, in bytes."""
+    """Peak of the student's forward and backward pass beyond the weights, in bytes."""
     models.see_groups(form)
 
     def once(case: Case) -> None:
@@ -255,5 +255,4 @@ def peak_resident(models: Models, case: Case, form: Form) -> int:
 
     once(replace(case, prefix=16, response=4, group=2))  # libraries set themselves up first
     models.clear()
-    gradients = 4 * sum(p.numel() for p in models.student.parameters())
-    return peak_of(lambda: once(case)) - gradients
+    return peak_of(lambda: once(case))
