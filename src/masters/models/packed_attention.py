@@ -9,6 +9,7 @@ heads, T tokens, D channels of a head, G responses, R tokens of the longest resp
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def _group_forward(query, key, value, out, sums, group: GroupSpan, scale: float)
     first, first_sum = _flash(
         q[:, :, rest], k[:, :, own], v[:, :, own], causal=False, scale=scale
     )
-    fold = _Fold(group, query.device)
+    fold = _fold(group, query.device)
     folded = (fold(x[:, :, rest]) for x in (q, k, v))
     second, second_sum = _flash(*folded, causal=True, scale=scale)
     second, second_sum = fold.back(second), fold.back(second_sum[..., None])[..., 0]
@@ -132,9 +133,10 @@ def _group_backward(grad, query, key, value, out, sums, grads, group: GroupSpan,
         part(g, rest), part(q, rest), part(k, own), part(v, own), part(o, rest), part(s, rest),
         causal=False, scale=scale,
     )  # fmt: skip
-    fold = _Fold(group, query.device)
+    fold = _fold(group, query.device)
     folded = [fold(part(x, rest)) for x in (g, q, k, v, o)]
-    folded[0] = folded[0] * fold.real
+    if not fold.even:
+        folded[0] = folded[0] * fold.real
     folded_sums = fold(part(s, rest)[..., None])[..., 0].contiguous()
     g, q, k, v, o = folded
     on_itself = _flash_backward(g, q, k, v, o, folded_sums, causal=True, scale=scale)
@@ -151,6 +153,8 @@ class _Fold:
     def __init__(self, group: GroupSpan, device: torch.device) -> None:
         base = group.prompt[1]
         lengths = [stop - start for start, stop in group.responses]
+        self.even = len(set(lengths)) == 1
+        self._shape = (len(lengths), max(lengths))
         place_GR = torch.arange(max(lengths)).expand(len(lengths), -1)
         real_GR = place_GR < torch.tensor(lengths)[:, None]
         first_G = torch.tensor([start - base for start, _ in group.responses])
@@ -160,10 +164,20 @@ class _Fold:
         self.real = self._real_GR[:, None, :, None]
 
     def __call__(self, x_1HTD: torch.Tensor) -> torch.Tensor:
-        return x_1HTD[0][:, self._index_GR].transpose(0, 1).contiguous()
+        x_HTD = x_1HTD[0]
+        x_HGRD = x_HTD.unflatten(1, self._shape) if self.even else x_HTD[:, self._index_GR]
+        return x_HGRD.transpose(0, 1).contiguous()
 
     def back(self, x_GHRD: torch.Tensor) -> torch.Tensor:
+        if self.even:
+            return x_GHRD.transpose(0, 1).flatten(1, 2)[None]
         return x_GHRD.transpose(1, 2)[self._real_GR].transpose(0, 1)[None]
+
+
+@lru_cache(maxsize=512)
+def _fold(group: GroupSpan, device: torch.device) -> _Fold:
+    """Every layer folds a group in the same way: its indices are made once a step."""
+    return _Fold(group, device)
 
 
 def _flash(q, k, v, *, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

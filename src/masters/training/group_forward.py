@@ -31,8 +31,9 @@ from masters.training.student import autocast, response_states
 from masters.training.token_scores import ScoreSettings, token_scores
 
 Form = Literal["repeat", "mask", "attention"]
-#: Below this many tokens a mask is cheaper than three kernel calls a group and layer.
-SHORT = 512
+#: Up to this many tokens a mask is no dearer than three kernel calls a group and layer; measured
+#: on a CPU by ``benchmarks/step.py --only forms``, 64 and 512 wide.
+SHORT = 256
 #: A packed row may differ from repeated ones by so many times what two batch shapes differ.
 TIMES_NOISE = 4.0
 FLOOR = 1e-4

@@ -1,0 +1,113 @@
+"""The benchmarks run, say what they take, and write what they promise; their counts are torch's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from masters.models.load import TokenIds
+from masters.teachers.masked import MaskedTeacher
+from masters.training.group_forward import Form
+from masters.training.objective import RewardSettings, StepSums
+from masters.training.step import StepSettings, accumulate
+from tests.running import environment, read
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PACKED = ("mask", "attention")
+
+
+def run(script: Path, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(script), *words], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_each_says_what_it_takes(script: Path) -> None:
+    assert "--json" in run(script, "--help")
+
+
+def test_the_step_writes_its_numbers(tmp_path: Path) -> None:
+    shown = run(BENCHMARKS / "step.py", "--quick", "--json", str(tmp_path / "step.json"))
+    found = read(tmp_path / "step.json")
+    assert list(found["speedup"]) == ["1:1", "4:1", "16:1"]
+    assert all(value > 0 for value in found["speedup"].values())
+    assert found["activation_ratio_16_1"] > 2
+    assert found["max_logprob_error"] < 1e-4 and found["max_gradient_error"] < 1e-4
+    for name in ("trl_ratio_live", "trl_ratio_stored"):
+        assert list(found[name]) == ["4:1", "16:1"]
+        assert all((value is None) == (find_spec("trl") is None) for value in found[name].values())
+    for shape in found["steps"]["shapes"].values():
+        assert shape["limit_counted"] > 1
+        # TRL's functions and ours are timed on one and the same gradient.
+        assert shape["errors"].get("gradient/trl", 0.0) < 1e-4
+    assert "share of the limit" in shown and "stored" in shown
+
+
+@pytest.fixture
+def stepping(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from stepping import counts, shapes, ways  # pyright: ignore[reportMissingImports]
+
+    return counts, shapes, ways
+
+
+@pytest.mark.parametrize("picture", [True, False])
+def test_the_counts_are_those_of_torch(stepping: Any, picture: bool) -> None:
+    counts, shapes, ways = stepping
+    case = shapes.Case(prefix=64, response=8, group=3, vocabulary=64, picture=picture)
+    models = ways.Models(shapes.QUICK_STUDENT, shapes.QUICK_TEACHER, case.vocabulary)
+    vlm = models.student.vlm
+    vlm.set_attn_implementation("eager")  # every pair of tokens, in products that torch counts
+    rows = ways.make_rows([shapes.question(case)])
+    inputs, _ = rows.inputs(teacher=False, pad=0, device="cpu")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vlm.base_model(**inputs, use_cache=False)
+    length = case.prefix + case.response
+    tokens, pairs = case.group * length, case.group * length**2
+    expected = counts.language(vlm, tokens, pairs) + case.group * counts.tower(vlm, case)
+    # Rotary angles are a small product too.
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_limit_by_hand(stepping: Any) -> None:
+    counts, shapes, ways = stepping
+    case = shapes.Case(prefix=6, response=2, group=4, vocabulary=64, picture=False)
+    assert case.token_limit == pytest.approx(4 * 8 / (6 + 8))
+    models = ways.Models(shapes.QUICK_STUDENT, shapes.QUICK_TEACHER, case.vocabulary)
+    found = counts.trunk_and_tower(models.student.vlm, case)
+    # 64 wide, 2 layers, 4 heads of 16 with 2 of keys and values, 192 in between.
+    weights = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192)
+    assert found.repeated == 2 * 32 * weights + 4 * (4 * 36) * 64 * 2
+    assert found.packed == 2 * 14 * weights + 4 * (21 + 4 * (12 + 3)) * 64 * 2
+
+
+@pytest.mark.parametrize("form", ["repeat", *PACKED])
+def test_it_measures_the_step_of_training(stepping: Any, form: Form) -> None:
+    _, shapes, ways = stepping
+    case = shapes.Case(prefix=16, response=4, group=4, vocabulary=64)
+    models = ways.Models(shapes.QUICK_STUDENT, shapes.QUICK_TEACHER, case.vocabulary)
+    models.see_groups(form)
+    group = models.referred(shapes.question(case), form)
+    models.gradient(group, form, models.teacher_states(group, form))
+    measured = models.gradients()
+    models.clear()
+    ids = TokenIds(end=(1,), pad=ways.PAD, banned=(), vocabulary=case.vocabulary)
+    settings = StepSettings(
+        terms=ways.TERMS, rewards=RewardSettings(), beta=0.5, temperature=1.0, clip_norm=1.0,
+        micro_batch=1, vocabulary=case.vocabulary, student_form=form, teacher_form=form,
+    )  # fmt: skip
+    accumulate(
+        models.student, MaskedTeacher(models.teacher, Path(), None), [group], ids=ids,
+        settings=settings, questions=1, sums=StepSums(),
+    )  # fmt: skip
+    assert ways.apart(models.gradients(), measured) < 1e-6
