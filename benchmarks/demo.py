@@ -36,21 +36,30 @@ def main() -> None:
         for form in FORMS:
             runs[form].append(_again(given.out, form, given.sets))
     apart = _apart(*(runs[form][0]["metrics"] for form in FORMS), given.steps)
-    seconds = {form: sorted(run["seconds"] for run in runs[form]) for form in FORMS}
+    spent = {
+        what: {form: sorted(run[what] for run in runs[form]) for form in FORMS}
+        for what in ("seconds", "steps")
+    }
+    middle = given.repeats // 2
     numbers = {
         "steps": given.steps,
         "apart": max(apart.values()),
         "apart_by_metric": apart,
-        "train_seconds": seconds,
-        "speedup": seconds["repeat"][given.repeats // 2] / seconds["auto"][given.repeats // 2],
+        "stage_seconds": spent["seconds"],
+        "step_seconds": spent["steps"],
+        "speedup": {
+            what: found["repeat"][middle] / found["auto"][middle] for what, found in spent.items()
+        },
         "accuracy": {form: runs[form][0]["accuracy"] for form in FORMS},
     }
     for form in FORMS:
         value, low, high = (100 * x for x in numbers["accuracy"][form])
-        spent = ", ".join(f"{x:.1f}" for x in seconds[form])
-        print(f"{form}: train stage {spent} s; accuracy {value:.1f} ({low:.1f} to {high:.1f})")
-    print(f"repeat / auto: {numbers['speedup']:.2f} times the seconds (medians)")
-    print(f"largest difference of a value in the first {given.steps} steps: {numbers['apart']:.1e}")
+        stage, steps = (", ".join(f"{x:.1f}" for x in spent[w][form]) for w in spent)
+        print(f"{form}: train stage {stage} s, of that the steps {steps} s;", end=" ")
+        print(f"accuracy {value:.1f} ({low:.1f} to {high:.1f})")
+    stage, steps = (numbers["speedup"][w] for w in spent)
+    print(f"repeat / auto, medians: stage {stage:.2f}, steps {steps:.2f}")
+    print(f"largest difference in the first {given.steps} steps: {numbers['apart']:.1e}")
     if given.json:
         given.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
@@ -73,11 +82,13 @@ def _again(source: Path, form: str, sets: list[str]) -> dict[str, Any]:
         plan = _run(out, [*sets, f"runtime.group_forward={form}"])
         stages = {stage.name: stage.folder for stage in plan.stages}
         train = stages["train/0-teacher"]
-        rows = json.loads((stages["evaluate/student"] / "results.json").read_text())["rows"]
-        headline = next(row for row in rows if row["kind"] == "all")
+        rows = [json.loads(x) for x in (train / "metrics.jsonl").read_text().splitlines()]
+        results = json.loads((stages["evaluate/student"] / "results.json").read_text())["rows"]
+        headline = next(row for row in results if row["kind"] == "all")
         return {
-            "metrics": [json.loads(x) for x in (train / "metrics.jsonl").read_text().splitlines()],
+            "metrics": rows,
             "seconds": json.loads((train / "record.json").read_text())["seconds"],
+            "steps": sum(row["time/step_seconds"] * (1 - row["time/data_wait"]) for row in rows),
             "accuracy": [headline[name] for name in ("value", "low", "high")],
         }
 
@@ -91,12 +102,12 @@ def _ends(source: Path) -> list[str]:
 def _apart(
     ours: list[dict[str, float]], theirs: list[dict[str, float]], steps: int
 ) -> dict[str, float]:
-    """The largest |difference| of every logged value but times, over the first steps."""
+    """The largest |difference| / max(1, |value|) of what is logged but times, by name."""
     found: dict[str, float] = {}
     for mine, other in zip(ours[:steps], theirs[:steps], strict=True):
         for name in mine.keys() - {"step"}:
             if not name.startswith("time/"):
-                gap = abs(mine[name] - other[name])
+                gap = abs(mine[name] - other[name]) / max(1.0, abs(other[name]))
                 found[name] = max(found.get(name, 0.0), math.inf if math.isnan(gap) else gap)
     return found
 
