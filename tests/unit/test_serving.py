@@ -130,7 +130,7 @@ def test_a_fault_of_one_request_is_its_own_and_not_tried_again(fault: Act) -> No
     with FaultServer(lambda question, nth: fault if question == "3" else "answer") as faulty:
         results = dict(_server(faulty).complete(_requests(range(6))))
         assert results[3].text is None
-        assert ("content_filter" if fault == "filtered" else str(fault[0])) in results[3].error
+        assert results[3].cause == ("withheld" if fault == "filtered" else f"status {fault[0]}")
         assert all(results[i].text == f"answer to {i}" for i in range(6) if i != 3)
         assert faulty.count("3") == 1
 
@@ -139,6 +139,7 @@ def test_what_cannot_be_sent_stops_no_other() -> None:
     with FaultServer() as faulty:
         results = dict(_server(faulty).complete(_requests([0, "\ud800", 2])))
         assert [results[i].text for i in range(3)] == ["answer to 0", None, "answer to 2"]
+        assert results[1].cause == "cannot be sent"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,8 @@ def test_a_request_that_no_server_can_answer_stops_nobody(others: int) -> None:
         server = _server(faulty, concurrency=2, attempts=3)
         results = dict(server.complete(_requests(range(1 + others))))
         assert results[0].text is None
-        assert "500" in results[0].error
+        assert results[0].cause == "unanswered"
+        assert "status 500" in results[0].error
         assert faulty.count("0") == 6
         assert all(results[i].text == f"answer to {i}" for i in range(1, 1 + others))
 
