@@ -30,6 +30,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+            "serving",
         )
     ),
 )
