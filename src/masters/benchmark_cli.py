@@ -82,7 +82,7 @@ def run(
     from masters.evaluation.benchmarks.harness import Judge, Request, adapter_of, check_judge
     from masters.evaluation.benchmarks.reading import Row
     from masters.evaluation.benchmarks.running import Place, run_benchmarks
-    from masters.evaluation.benchmarks.table import rich_table, table_json
+    from masters.evaluation.benchmarks.table import print_table, table_json
 
     wanted = chosen(benchmarks)
     if limit is not None and harness == "vlmevalkit":
@@ -108,7 +108,7 @@ def run(
     scores = run_benchmarks(
         wanted, request, place, lambda words: console.print(words, markup=False, highlight=False)
     )
-    console.print(rich_table(table_json([Row(label=out.name, scores=scores)]), console.width))
+    print_table(table_json([Row(label=out.name, scores=scores)]), console)
 
 
 @app.command()
@@ -133,8 +133,7 @@ def read(
     wanted = None if benchmarks is None else chosen(benchmarks)
     content = table.table_json([read_row(words, wanted) for words in folders])
     if form == "terminal" and write is None:
-        console = Console()
-        console.print(table.rich_table(content, console.width))
+        table.print_table(content, Console())
         return
     forms = {
         "terminal": table.markdown_table,

@@ -71,7 +71,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         name="mathvista", title="MathVista", tasks=("mathvista_testmini_format",),
         metric="llm_as_judge_eval,none", full=100.0, questions=1000,
         judge="the answer's extraction", question=read.mathvista,
-        kit=("MathVista_MINI",), kit_class="MathVista", kit_metric="Task&Skill=Overall|acc", kit_full=100.0,
+        kit=("MathVista_MINI",), kit_class="MathVista", kit_metric="Task&Skill=Overall|acc",
+        kit_full=100.0,
     ),
     Benchmark(
         name="mmbench", title="MMB", tasks=("mmbench_en_dev",), metric="gpt_eval_score,none",

@@ -36,6 +36,7 @@ from masters.evaluation.benchmarks.scores import Score
 RECORD = "benchmark.json"
 LOG = "log.txt"
 SCHEMA = 1
+_SECRETS = ("OPENAI_API_KEY", "HF_TOKEN")
 _TAIL = 12
 """Lines of the log shown with an error."""
 _UNJUDGED = {
@@ -163,7 +164,8 @@ def _run(benchmark: Benchmark, request: Request, place: Place, folder: Path) -> 
         text = json.dumps(kit_settings(benchmark, request), indent=1)
         atomic_write_text(output / KIT_SETTINGS, text)
     command = command_of(benchmark, request, place.python, output, place.processes)
-    added = variables_of(benchmark, request, place.variables)
+    variables = {**place.variables, **variables_of(benchmark, request, place.variables)}
+    secrets = [variables[name] for name in _SECRETS if len(variables.get(name, "")) > 4]
     record = {
         "schema": SCHEMA, "state": "running", "request": _asked(benchmark, request),
         "command": command, "installed": dict(place.installed), "output": output.name,
@@ -173,11 +175,10 @@ def _run(benchmark: Benchmark, request: Request, place: Place, folder: Path) -> 
     # lmms-eval reads a .env in its working folder: an empty one of its own, nobody's settings.
     work = place.checkout if request.harness == "vlmevalkit" else output
     code, tail, unjudged = _spawn(
-        command, {**place.variables, **added}, work or output, folder / LOG,
-        added.get("OPENAI_API_KEY", ""), _UNJUDGED[request.harness],
+        command, variables, work or output, folder / LOG, secrets, _UNJUDGED[request.harness]
     )  # fmt: skip
     if request.harness == "vlmevalkit":
-        _blot(output, added.get("OPENAI_API_KEY", ""))
+        _blot(output, secrets)
     record |= {"seconds": round(time.time() - record["start"], 1), "exit_code": code}
     record["unjudged_lines"] = unjudged
     try:
@@ -205,13 +206,13 @@ def _spawn(
     variables: Mapping[str, str],
     work: Path,
     log: Path,
-    secret: str,
+    secrets: Sequence[str],
     unjudged: str,
 ) -> tuple[int, list[str], int]:
     """Runs the command to its end.
 
     Args:
-        secret: is blotted out of what it prints (VLMEvalKit prints its judge's key).
+        secrets: are blotted out of what it prints (VLMEvalKit prints its judge's key).
         unjudged: is counted in what it prints.
 
     Returns:
@@ -231,8 +232,7 @@ def _spawn(
         with open(log, "w", encoding="utf-8") as file:
             assert process.stdout is not None
             for line in process.stdout:
-                if len(secret) > 4:
-                    line = line.replace(secret, "[key]")
+                line = _blotted(line, secrets)
                 file.write(line)
                 file.flush()
                 count += unjudged in line
@@ -245,14 +245,18 @@ def _spawn(
         raise
 
 
-def _blot(output: Path, secret: str) -> None:
+def _blotted(words: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        words = words.replace(secret, "[key]")
+    return words
+
+
+def _blot(output: Path, secrets: Sequence[str]) -> None:
     """VLMEvalKit writes its judge's key into logs of its own too."""
-    if len(secret) <= 4:
-        return
     for path in output.rglob("*.log"):
         words = path.read_text(encoding="utf-8", errors="replace")
-        if secret in words:
-            path.write_text(words.replace(secret, "[key]"), encoding="utf-8")
+        if (clean := _blotted(words, secrets)) != words:
+            path.write_text(clean, encoding="utf-8")
 
 
 def _read(folder: Path, record: Mapping[str, Any]) -> dict[str, Score]:

@@ -99,18 +99,14 @@ def check_agreement(
 
 
 def difference_of(new: Score, old: Score) -> Interval | None:
-    """``new - old`` over the questions whose scores both logs tell; None where there are none.
+    """``new - old`` over the questions that both logs tell the score of; None where there are none.
+
+    A question whose judge gave no verdict is left out: its score is no answer's.
 
     Raises:
         DataError: the two were not asked the same questions.
     """
-    keys = [
-        key
-        for key, question in new.questions.items()
-        if question.score is not None
-        and key in old.questions
-        and old.questions[key].score is not None
-    ]
+    keys = [key for key in new.questions if _told(new, key) and _told(old, key)]
     for key in keys:
         if new.questions[key].target != old.questions[key].target:
             raise DataError(
@@ -130,6 +126,11 @@ def difference_of(new: Score, old: Score) -> Interval | None:
         lost = sum(one < two for one, two in pairs)
         return paired_share_difference(gained, lost, len(pairs))
     return paired_difference([one for one, _ in pairs], [two for _, two in pairs])
+
+
+def _told(score: Score, key: str) -> bool:
+    question = score.questions.get(key)
+    return question is not None and question.score is not None and not question.judge_failed
 
 
 def _grouped_difference(after: Sequence[Question], before: Sequence[Question]) -> Interval:

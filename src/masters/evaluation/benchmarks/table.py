@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from masters.errors import DataError
@@ -59,19 +60,20 @@ def table_json(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def rich_table(content: dict[str, Any], width: int) -> Table:
-    """For a terminal of ``width`` characters; turned on its side where that is too narrow."""
+def print_table(content: dict[str, Any], console: Console) -> None:
+    """For a terminal; turned on its side where that is too narrow. Notes stand below."""
     cells = _cells(content, lambda score: _percent(score["value"]))
     needed = sum(3 + max(len(cell) for cell in column) for column in zip(*cells, strict=True))
-    if needed >= width:
+    if needed >= console.width:
         cells = [list(column) for column in zip(*cells, strict=True)]
-    table = Table(title="Benchmarks (%)", title_justify="left", caption_justify="left")
+    table = Table(title="Benchmarks (%)", title_justify="left")
     for index, heading in enumerate(cells[0]):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for line in cells[1:]:
         table.add_row(*line)
-    table.caption = "\n".join(notes(content))
-    return table
+    console.print(table)
+    for note in notes(content):
+        console.print(note, style="dim", markup=False, highlight=False)
 
 
 def markdown_table(content: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Writes the asked tasks of a sample folder into ``--output_path``, in lmms-eval's layout.
 
-STAND_IN_SAMPLE: the folder of one made-up model. STAND_IN_SWALLOW=TASK: that task fails as lmms-eval
-fails, with a traceback and exit code 0. STAND_IN_CRASH=TASK: with exit code 3.
+STAND_IN_SAMPLE: the folder of one made-up model. STAND_IN_SWALLOW=TASK: that task fails as
+lmms-eval fails, with a message and exit code 0. STAND_IN_CRASH=TASK: with exit code 3.
 """
 
 import argparse
@@ -28,7 +28,7 @@ if os.environ.get("STAND_IN_SWALLOW") in tasks:
     print("Error during evaluation: the data set is not there", file=sys.stderr)
     sys.exit(0)
 
-[source] = Path(os.environ["STAND_IN_SAMPLE"]).glob("*/*_results.json")
+[source] = Path(os.environ["STAND_IN_SAMPLE"]).glob("made-up__model/*_results.json")
 content = json.loads(source.read_text(encoding="utf-8"))
 path = args.model_args.split("pretrained=")[1].split(",")[0]
 folder = Path(args.output_path) / "__".join(path.split("/")[-2:])
