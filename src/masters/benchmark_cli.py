@@ -106,7 +106,10 @@ def run(
     )  # fmt: skip
     console = Console()
     scores = run_benchmarks(
-        wanted, request, place, lambda words: console.print(words, markup=False, highlight=False)
+        wanted,
+        request,
+        place,
+        lambda words: console.print(words, markup=False, highlight=False, soft_wrap=True),
     )
     print_table(table_json([Row(label=out.name, scores=scores)]), console)
 

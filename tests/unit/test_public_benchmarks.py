@@ -12,6 +12,7 @@ import pytest
 
 from masters.errors import DataError, StageError
 from masters.evaluation.benchmarks.catalogue import BENCHMARKS, chosen
+from masters.evaluation.benchmarks.harness import LMMS_EVAL, VLMEVALKIT
 from masters.evaluation.benchmarks.kit_output import read_kit_output
 from masters.evaluation.benchmarks.lmms_output import read_lmms_output
 from masters.evaluation.benchmarks.reading import read_row
@@ -328,3 +329,13 @@ def test_vlmevalkit_half_a_benchmark(tmp_path: Path) -> None:
     kit(tmp_path, MMMU_Pro_V=done("split=none|Overall", 0.3))
     with pytest.raises(DataError, match="mmmu_pro has MMMU_Pro_V but not MMMU_Pro_10c"):
         read_kit_output(tmp_path)
+
+
+def test_the_documents_table_is_that_of_the_sample() -> None:
+    page = (SAMPLE.parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    table = markdown_table(table_json([read_row(f"{name}={SAMPLE / name}") for name in ROWS]))
+    assert table in page
+    assert "**The table below is a made-up sample. No model was run" in page
+    for benchmark in BENCHMARKS:
+        assert f"--benchmarks {benchmark.name} --" in page  # a command for each
+    assert f"lmms-eval=={LMMS_EVAL}" in page and VLMEVALKIT in page

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -36,6 +37,7 @@ from masters.evaluation.benchmarks.scores import Score
 RECORD = "benchmark.json"
 LOG = "log.txt"
 SCHEMA = 1
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SECRETS = ("OPENAI_API_KEY", "HF_TOKEN")
 _TAIL = 12
 """Lines of the log shown with an error."""
@@ -232,7 +234,7 @@ def _spawn(
         with open(log, "w", encoding="utf-8") as file:
             assert process.stdout is not None
             for line in process.stdout:
-                line = _blotted(line, secrets)
+                line = _COLOUR.sub("", _blotted(line, secrets))
                 file.write(line)
                 file.flush()
                 count += unjudged in line
