@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from masters.benchmark_cli import app as benchmark_app
 from masters.errors import MastersError
 from masters.plan import Plan, make_plan, read_plan
 from masters.recipe import load_recipe
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Distil a large vision-language model into a compact one.",
 )
+app.add_typer(benchmark_app, name="benchmark")
 
 RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")]
 ProfileOpt = Annotated[

@@ -29,7 +29,15 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
+            "architecture",
+            "benchmarks",
+            "calibrate",
+            "data",
+            "decisions",
+            "families",
+            "gpu",
+            "masks",
+            "methods",
             "serving",
         )
     ),
@@ -128,6 +136,9 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     verbs: Any = typer.main.get_command(app)
     for words in commands(page):
         verb = verbs.commands[words[0]]
+        if hasattr(verb, "commands"):
+            words = words[1:]
+            verb = verb.commands[words[0]]
         context = verb.make_context(words[0], list(words[1:]))
         given = context.params
         named = given.get("recipes") or ([given["recipe"]] if given.get("recipe") else [])
