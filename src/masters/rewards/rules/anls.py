@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 
 def anls(response: str, golds: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity of one question (Biten et al., ICCV 2019, Eq. 1).
+    """Average normalised Levenshtein similarity of one question (Biten et al., ICCV 2019).
 
     For each gold answer NL is the Levenshtein distance over the longer one's length, and the
-    similarity 1 - NL where NL < 0.5, else 0; the best one counts. Case makes no difference, nor
-    does white space around the answer or how much of it stands between two words.
+    similarity 1 - NL where that is 0.5 or more, else 0; the best one counts. Case makes no
+    difference, nor does white space around the answer or how much of it stands between two words.
+    At NL = 0.5 the paper's equation gives 0; DocVQA's page and program give 0.5, and so does this.
 
     Returns:
-        0, or above 0.5 up to 1.
+        0, or from 0.5 to 1.
     """
     said = _plain(response)
     return max((_similarity(said, _plain(gold)) for gold in golds), default=0.0)
@@ -28,10 +29,10 @@ def _similarity(one: str, other: str) -> float:
     if not longest:
         return 1.0
     # No text more than twice as long can be near enough, so long responses cost nothing.
-    if 2 * abs(len(one) - len(other)) >= longest:
+    if 2 * abs(len(one) - len(other)) > longest:
         return 0.0
     distance = levenshtein(one, other)
-    return 1 - distance / longest if 2 * distance < longest else 0.0
+    return 1 - distance / longest if 2 * distance <= longest else 0.0
 
 
 def levenshtein(one: str, other: str) -> int:

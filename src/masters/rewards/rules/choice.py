@@ -13,6 +13,9 @@ from masters.rewards.rules.verdicts import Verdict, right_or, wrong
 from masters.rewards.wording import normalise, words
 
 
+_MARKED_A = re.compile(r"[\s*]*(?:[(\[][Aa][)\]]|[Aa][).:,])\s*\S")
+
+
 def choice(response: str, question: Question, label: str) -> Verdict:
     """One option, by letter or text, and it is the label's.
 
@@ -46,7 +49,8 @@ def _options_named(response: str, choices: Sequence[str]) -> set[int]:
     """The options a response picks: by its text alone, else by letter, else by text within."""
     texts = [normalise(choice) for choice in choices]
     whole = normalise(response)
-    if whole in texts:
+    # "(A) dog" is no "dog" with an article before it, unless that is how an option reads.
+    if whole in texts and (response.strip() in choices or not _MARKED_A.match(response)):
         return {texts.index(whole)}
     marked = _plainly_marked(response)
     letters, rest = _letters(marked, len(choices))
