@@ -101,13 +101,13 @@ _MME = {
     "other text": 'they look for "no" within the first four letters: `north`',
     "not sure": 'they look for "no" within the first four letters: `Not sure`',
 }
-_POPE = {
-    form: _ONLY_WORD
-    for form in (
+_POPE = dict.fromkeys(
+    (
         "word and sentence", "answer is", "final period", "new line and sentence", "one letter",
         "bold", "opens with one, goes on with the other", "there is no", "exclamation mark",
-    )
-} | {"full-width": _WIDE}  # fmt: skip
+    ),
+    _ONLY_WORD,
+) | {"full-width": _WIDE}  # fmt: skip
 _YES_NO = {
     "one letter": "one letter is no word to them",
     "bold": "asterisks are no punctuation to them, so the word is another",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masters.rewards.rules.amounts import amount, spelt_out
-from masters.rewards.rules.units import LONGEST, unit
+from masters.rewards.rules.units import CURRENCIES, LONGEST, unit
 from masters.rewards.rules.verdicts import Verdict, right_or, wrong
 from masters.rewards.wording import normalise
 
@@ -55,6 +55,8 @@ def read_quantity(text: str) -> Quantity | None:
     if bare is not None and not bare[1] and not any(_currency(letter) for letter in plain):
         return Quantity(value=bare[0], dimension="", written=bare[0])
     for place in range(max(1, len(plain) - LONGEST), len(plain)):
+        if plain[place - 1].isalpha() and plain[place].isalpha():
+            continue
         named, before = unit(plain[place:]), plain[:place].strip()
         # "5 cm" is not "5 c" and "m": the longest spelling is tried first, and what stands before
         # it has to be a number.
@@ -62,7 +64,9 @@ def read_quantity(text: str) -> Quantity | None:
             return Quantity(value=value[0] * named[1], dimension=named[0], written=value[0])
     for place in range(min(4, len(plain)), 0, -1):
         named = unit(plain[:place])
-        if named is not None and (value := amount(plain[place:])) is not None:
+        if named is None or named[0] not in CURRENCIES:
+            continue
+        if (value := amount(plain[place:])) is not None:
             return Quantity(value=value[0] * named[1], dimension=named[0], written=value[0])
     return None
 

@@ -61,6 +61,8 @@ def _read() -> dict[str, tuple[str, float]]:
 
 
 _UNITS = _read()
+CURRENCIES = frozenset({"dollars", "euros", "sterling", "yen", "rupees"})
+"""Dimensions whose units may stand before the number."""
 LONGEST = max(map(len, _UNITS))
 """Characters of the longest spelling."""
 
