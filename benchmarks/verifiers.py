@@ -7,7 +7,7 @@ difference is counted under the form of its response, and has to have an explana
 
     pip download lmms-eval==0.7.3 --no-deps -d kits && unzip -q kits/lmms_eval-*.whl -d kits/lmms
     git clone https://github.com/open-compass/VLMEvalKit kits/vlm
-    python benchmarks/verifiers.py --lmms-eval kits/lmms --vlmeval kits/vlm --markdown
+    python benchmarks/verifiers.py --lmms-eval kits/lmms --vlmeval kits/vlm
 
 A toolkit that is not there, or does not import, is skipped and the reason printed. None of their
 dependencies is needed.
@@ -71,9 +71,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         agree = row.get("agree", "skipped: " + row.get("skipped", ""))
         lines.append(f"| {row['theirs']} | `{row['rule']}` | {agree} | {row['cases']} |")
     for row in rows:
-        if not row.get("differences"):
+        # Functions that differ from ours in the same cases share a table.
+        alike = [one for one in rows if one.get("differences") == row.get("differences")]
+        if not row.get("differences") or row is not alike[0]:
             continue
-        lines += ["", f"**{row['theirs']}**", ""]
+        lines += ["", f"**{' and '.join(one['theirs'] for one in alike)}**", ""]
         lines += ["| response is | times | for example | gold | ours | theirs | why |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for one in row["differences"]:
@@ -97,7 +99,6 @@ def main() -> int:
     parser.add_argument("--vlmeval", type=Path, help="folder that holds vlmeval/")
     parser.add_argument("--cases", type=int, default=500, help="per function")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--markdown", action="store_true", help="print tables for the docs")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
     rows = [

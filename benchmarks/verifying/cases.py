@@ -193,8 +193,8 @@ def _vqa(rng: random.Random, place: int) -> Case:
         pool[0] = rng.choice(SMALL)
         pool[1] = str(SMALL.index(pool[0]))
     elif special < 0.25:
-        pool[0] = rng.choice(("dont know", "isnt", "it's", "can't tell", "oclock"))
-        pool[1] = pool[0].replace("'", "").replace("dont", "don't").replace("oclock", "o'clock")
+        pool[0] = rng.choice(("dont know", "isnt", "it's", "can't tell"))
+        pool[1] = pool[0].replace("'", "").replace("dont", "don't").replace("isnt", "isn't")
     elif special < 0.32:
         pool[:2] = ["1,000", "1000"]
     elif special < 0.37:

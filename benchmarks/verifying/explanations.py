@@ -67,7 +67,7 @@ _MMMU = {
     "two letters": "of two letters they take the one that stands last",
     "text in a sentence": "an option that is part of another is found as well, and may come last",
 }
-_SCIENCEQA = dict.fromkeys(
+_SCIENCEQA: dict[str, str] = dict.fromkeys(
     (
         "the answer is", "text", "letter in brackets", "text with final period",
         "bracketed letter and reason", "text in a sentence", "full-width letter", "I",
@@ -101,7 +101,7 @@ _MME = {
     "other text": 'they look for "no" within the first four letters: `north`',
     "not sure": 'they look for "no" within the first four letters: `Not sure`',
 }
-_POPE = dict.fromkeys(
+_POPE: dict[str, str] = dict.fromkeys(
     (
         "word and sentence", "answer is", "final period", "new line and sentence", "one letter",
         "bold", "opens with one, goes on with the other", "there is no", "exclamation mark",

@@ -12,7 +12,6 @@ from masters.rewards.rules.phrases import NEGATIONS, cut
 from masters.rewards.rules.verdicts import Verdict, right_or, wrong
 from masters.rewards.wording import normalise, words
 
-
 _MARKED_A = re.compile(r"[\s*]*(?:[(\[][Aa][)\]]|[Aa][).:,])\s*\S")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_DIGITS = dict(
+_DIGITS: dict[str, str] = dict(
     zip(
         "none zero one two three four five six seven eight nine ten".split(),
         "0 0 1 2 3 4 5 6 7 8 9 10".split(),
