@@ -204,9 +204,13 @@ class AccuracyRule(Section):
     """Eq. 6: is a response right? By rule, or by an LLM judge."""
 
     kind: Literal["rule", "judge"] = "rule"
-    rule: Literal["exact", "normalised", "numeric", "choice", "auto"] = "auto"
+    rule: Literal[
+        "exact", "normalised", "numeric", "choice", "yes_no",
+        "relaxed", "anls", "vqa", "quantity", "list", "set", "auto",
+    ] = "auto"  # fmt: skip
     """auto: choice where there are choices, numeric where the label is one,
-    content where labels are worded in several ways, else normalised."""
+    content where labels are worded in several ways, else normalised.
+    relaxed (ChartQA), anls (DocVQA) and vqa (VQA v2) are those benchmarks' own."""
 
 
 class DistillationReward(Section):

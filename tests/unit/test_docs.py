@@ -23,6 +23,7 @@ from masters.plan import Plan, make_plan
 from masters.recipe import Recipe, load_recipe, resolved_yaml
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = "tests/configs/SOURCES.md"
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
@@ -178,7 +179,7 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         assert len(open_questions(source)) == turns // 2
 
 
-@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))
+@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "docs/verifiers.md", CONFIGS))
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):

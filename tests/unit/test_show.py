@@ -63,7 +63,7 @@ def store(plan: Plan) -> None:
     folder = plan.stage("score/0-large/teacher").folder
     write_shard(folder / "scores" / shard_name(0), scores, SCORES)
     answer = {"question_id": "scene-4-1", "ratio": 0, "text": "red", "correct": True}
-    answer |= {"kind": "colour", "label": "red", "finish": "stop"}
+    answer |= {"score": 1.0, "kind": "colour", "label": "red", "finish": "stop"}
     folder = plan.stage("evaluate/student").folder
     write_shard(folder / "answers" / shard_name(0), [answer], ANSWERS)
 

@@ -61,7 +61,8 @@ ANSWERS = pa.schema(
         _field("question_id", pa.string()),
         _field("ratio", pa.int16()),
         _field("text", pa.string()),
-        _field("correct", pa.bool_()),
+        _field("correct", pa.bool_()),  # full marks
+        _field("score", pa.float32()),  # 0 or 1, in between under a graded rule
         _field("kind", pa.string()),
         _field("label", pa.string()),
         _field("finish", pa.string()),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+METRICS = ("accuracy", "score")
+"""What an evaluation's rows hold: a share of right answers, or a graded rule's mean."""
+
 FULL = 10_000
 """Masking ratios in files are integers out of this."""
 
@@ -112,6 +115,11 @@ def read_json_lines(path: Path) -> list[Row]:
     return rows
 
 
+def measure(rows: Sequence[Row]) -> str:
+    """What the result rows measure, as headings call it."""
+    return "mean score" if any(row["metric"] == "score" for row in rows) else "accuracy"
+
+
 def read_answers(folder: Path) -> dict[str, Row]:
     """Answers of an evaluate stage to unmasked questions, by question id, in the stored order.
 
@@ -119,7 +127,7 @@ def read_answers(folder: Path) -> dict[str, Row]:
         folder: the stage's folder.
 
     Returns:
-        question id -> {"text", "correct", "kind", "label", "finish"}.
+        question id -> {"text", "correct", "score", "kind", "label", "finish"}.
     """
     table = read_shards(folder / "answers", ANSWERS)
     return {row["question_id"]: row for row in table.to_pylist() if not row.get("ratio")}

@@ -11,12 +11,12 @@ from typing import Any
 from masters.artifacts import StageContext, atomic_write_text
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
-from masters.evaluation.statistics import wilson
+from masters.evaluation.statistics import mean_score
 from masters.generation.engine import TransformersEngine
 from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
 from masters.models.memory import doing
-from masters.rewards.verifiers import verify
+from masters.rewards.verifiers import GRADED, verify
 from masters.specs import EvaluateSpec
 from masters.stages.opening import (
     Prompts,
@@ -74,8 +74,9 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)
-            right = sum(row["correct"] for row in answers) / len(answers)
-            note = f"{rate:.1f} questions/s, {right:.1%} right"
+            share = sum(row["score"] for row in answers) / len(answers)
+            said = "right" if _metric(spec) == "accuracy" else "of full marks"
+            note = f"{rate:.1f} questions/s, {share:.1%} {said}"
             context.progress(len(answers), total, note)
     results = {
         "rows": _results(spec, answers, _zeros(context, spec.ratios)),
@@ -101,18 +102,27 @@ def _answer(
     answered = greedy_answers(
         engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD, encoded=encoded
     )
-    return [
-        {
-            "question_id": question.id,
-            "ratio": ratio,
-            "text": completion.text,
-            "correct": verify(spec.rule.rule, completion.text, question).reward == 1.0,
-            "kind": question.kind,
-            "label": question.label or "",
-            "finish": completion.finish,
-        }
-        for _, question, completion in answered
-    ]
+    rows = []
+    for _, question, completion in answered:
+        score = verify(spec.rule.rule, completion.text, question).reward
+        rows.append(
+            {
+                "question_id": question.id,
+                "ratio": ratio,
+                "text": completion.text,
+                "correct": score == 1.0,
+                "score": score,
+                "kind": question.kind,
+                "label": question.label or "",
+                "finish": completion.finish,
+            }
+        )
+    return rows
+
+
+def _metric(spec: EvaluateSpec) -> str:
+    """What the mean of the scores is: the share of right answers, or of the marks to be had."""
+    return "score" if spec.rule.rule in GRADED else "accuracy"
 
 
 def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
@@ -126,24 +136,24 @@ def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
 def _results(
     spec: EvaluateSpec, answers: list[dict[str, Any]], zeros: dict[int, float]
 ) -> list[dict[str, Any]]:
-    groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[float]] = defaultdict(list)
     for row in answers:
-        groups[row["ratio"], "all"].append(row["correct"])
+        groups[row["ratio"], "all"].append(row["score"])
         if row["kind"] != "all":
-            groups[row["ratio"], row["kind"]].append(row["correct"])
+            groups[row["ratio"], row["kind"]].append(row["score"])
     rows = []
-    for (ratio, kind), correct in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
-        value, low, high = wilson(sum(correct), len(correct))
+    for (ratio, kind), scores in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
+        value, low, high = mean_score(scores)
         rows.append(
             {
                 "benchmark": spec.benchmark,
                 "kind": kind,
-                "metric": "accuracy",
+                "metric": _metric(spec),
                 "ratio": ratio,
                 "value": value,
                 "low": low,
                 "high": high,
-                "n": len(correct),
+                "n": len(scores),
                 "zeros": zeros[ratio],
             }
         )

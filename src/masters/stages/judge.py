@@ -31,6 +31,7 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
     shards = list_shards(context.inputs["responses"] / "responses")
     reasons: Counter[str] = Counter()
     right = missing = total = 0
+    marks = 0.0
     for done, shard in enumerate(shards):
         path = context.folder / "rewards" / shard.name
         if path.exists():
@@ -49,7 +50,15 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
             write_shard(path, rows, REWARDS)
         reasons.update(row["reason"] for row in rows)
         right += sum(row["reward"] == 1.0 for row in rows)
+        marks += sum(round(row["reward"] or 0.0, 6) for row in rows)  # as stored, in float32
         missing += sum(row["reward"] is None for row in rows)
         total += len(rows)
         context.progress(done + 1, len(shards), f"{right / max(1, total):.1%} right")
-    return {"responses": total, "right": right, "missing": missing, "reasons": dict(reasons)}
+    mean = marks / (total - missing) if total > missing else None
+    return {
+        "responses": total,
+        "right": right,  # full marks only: a graded rule gives part of them too
+        "missing": missing,
+        "mean_reward": mean,
+        "reasons": dict(reasons),
+    }
