@@ -153,8 +153,8 @@ def choose_form(vlm: Any, asked: str, *, tokens: int) -> tuple[Form, str]:
             else "the model needs more than causal sdpa"
         )
     # On CUDA a mask has sdpa make all T^2 pairs, at least twice what is seen: 6 % of the arithmetic
-    # of a 2B model at 1,500 tokens, a quarter at 16,000. Whether FlexAttention gains that much is
-    # not measured (benchmarks/gpu_suite.py would), so there it must be asked for.
+    # of a 2B model at 1,500 tokens, 28 % at 16,000. Whether FlexAttention gains that much is not
+    # measured (benchmarks/gpu_suite.py would), so there it must be asked for.
     long = vlm.device.type == "cpu" and tokens > SHORT
     wanted = asked == "attention" or (asked == "auto" and plain and long)
     return ("attention" if wanted else "mask"), ""
