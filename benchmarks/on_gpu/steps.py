@@ -154,11 +154,12 @@ def _gradients_apart(setting: Setting, made: Steps, group: Group) -> Found:
 
     exact = taken("repeat")
     size = _norm(exact)
-    for name, form, limit in (
+    others: list[tuple[str, Form, int | None]] = [
         ("repeat in two passes", "repeat", -(-len(group.responses) // 2)),
         ("mask", "mask", None),
         ("attention", "attention", None),
-    ):
+    ]
+    for name, form, limit in others:
         try:
             other = taken(form, limit)
             apart = sum(

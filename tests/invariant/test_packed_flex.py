@@ -114,26 +114,29 @@ def test_it_leaves_out_what_nobody_sees() -> None:
     assert mask.sparsity() == pytest.approx(100 * (1 - 108 / 256))
 
 
-def inputs(layout: Layout, *, heads: int = 4, kept: int = 2) -> list[torch.Tensor]:
+def inputs(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries of four heads, keys and values of two."""
     rows, width = layout.shape
     draw = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(rows, n, width, 16, dtype=torch.float64, generator=draw).requires_grad_()
-        for n in (heads, kept, kept)
-    ]
+
+    def heads(count: int) -> torch.Tensor:
+        x = torch.randn(rows, count, width, 16, dtype=torch.float64, generator=draw)
+        return x.requires_grad_()
+
+    return heads(4), heads(2), heads(2)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_values_and_gradients_by_torchs_own_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *args: None)
     layout = LAYOUTS[name]
-    leaves = inputs(layout)
-    out = flex_packed(*leaves, layout, 0.3)
+    leaves = query, key, value = inputs(layout)
+    out = flex_packed(query, key, value, layout, 0.3)
     slope = torch.randn_like(out)
     assert out.is_contiguous()
     found = [out, *torch.autograd.grad(out, leaves, slope)]
     plain = torch.nn.functional.scaled_dot_product_attention(
-        *leaves, packed_mask(layout), scale=0.3, enable_gqa=True
+        query, key, value, packed_mask(layout), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
     for one, other in zip(found, [plain, *torch.autograd.grad(plain, leaves, slope)], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -146,7 +149,8 @@ def test_one_compilation_serves_rows_of_any_length(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(packed_flex, "_kernel", lambda device: kernel)
     for prompt, responses in [(300, [60, 33]), (500, [50] * 8), (333, [5]), (1000, [60, 70, 80])]:
         layout = lay_out([(prompt, responses), (prompt // 2, responses)])
-        flex_packed(*inputs(layout), layout, 0.3)
+        query, key, value = inputs(layout)
+        flex_packed(query, key, value, layout, 0.3)
     assert counter.frame_count == 1
 
 
@@ -243,14 +247,15 @@ def test_a_kernel_that_fails_leaves_the_mask(
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    "name, wanted",
     [("softcap", 50.0), ("s_aux", torch.zeros(4)), ("dropout", 0.1)],
 )
-def test_more_than_a_softmax_is_refused(name: str, value: Any) -> None:
+def test_more_than_a_softmax_is_refused(name: str, wanted: Any) -> None:
     layout = LAYOUTS["one block"]
-    given = {packed_attention.LAYOUT: layout, name: value}
+    given = {packed_attention.LAYOUT: layout, name: wanted}
+    query, key, value = inputs(layout)
     with pytest.raises(ModelError, match=f"a layer wants {name}"):
-        packed_attention.packed_attention(torch.nn.Module(), *inputs(layout), None, **given)
+        packed_attention.packed_attention(torch.nn.Module(), query, key, value, None, **given)
 
 
 def test_sinks_are_given_the_mask(

@@ -47,16 +47,20 @@ def flex_packed(
         return pad(x_1LHD, (0, 0, 0, 0, 0, fill)).contiguous().transpose(1, 2)
 
     mask = block_mask(layout, query.device)
+    usual = query.shape[-1] ** -0.5
+    if scale != usual:
+        query = query * (scale / usual)
     parts = [as_one_row(x) for x in (query, key, value)]
     with torch.autocast(query.device.type, enabled=False):  # the dtype is the caller's
-        out_1HLD = _kernel(query.device.type)(*parts, mask, scale)
+        out_1HLD = _kernel(query.device.type)(*parts, mask)
     return out_1HLD.transpose(1, 2)[0, : rows * width].unflatten(0, (rows, width)).contiguous()
 
 
-def _flex(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
+def _flex(query: Any, key: Any, value: Any, mask: Any) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    # No scale: a number handed in would be a symbol too, and the kernel wants a constant.
+    return flex_attention(query, key, value, block_mask=mask, enable_gqa=True)
 
 
 @lru_cache(maxsize=4)
@@ -168,7 +172,7 @@ def check_kernel(
 
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            found = results(lambda *x: flex_packed(*x, layout, channels**-0.5), dtype)
+            found = results(lambda q, k, v: flex_packed(q, k, v, layout, channels**-0.5), dtype)
             expected = results(plain, wide)
     except Exception as error:
         if is_out_of_memory(error):
