@@ -30,6 +30,7 @@ LAYOUTS = {
     "short rows": lay_out([(4, [6, 10]), (3, [2]), (2, [3, 1]), (5, [1])]),
     "one block": lay_out([(100, [20, 8])]),
     "one long row": lay_out([(400, [60, 1, 130, 33])]),
+    "two pairs in a block": lay_out([(250, [6]), (100, [27]), (2, [1])]),
     "several groups in a row": lay_out([(300, [90, 70]), (90, [40, 2]), (150, [10]), (7, [])]),
 }
 
