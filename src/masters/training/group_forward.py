@@ -23,7 +23,14 @@ from masters.errors import ModelError
 from masters.models.families import family_of
 from masters.models.feature_cache import PICTURES, feature_cache
 from masters.models.memory import doing, is_out_of_memory
-from masters.models.packed_attention import LAYOUT, NAME, use_packed_attention
+from masters.models.packed_attention import (
+    DEVICES,
+    LAYOUT,
+    NAME,
+    has_cpu_kernels,
+    use_packed_attention,
+)
+from masters.models.packed_flex import check_kernel
 from masters.models.packing import attention_masks, lay_out, other_layers, packed_inputs
 from masters.models.sight import evaluating
 from masters.training.groups import Group, Rows, make_rows
@@ -38,6 +45,8 @@ SHORT = 256
 TIMES_NOISE = 4.0
 FLOOR = 1e-4
 FIRST_USE = "first_use.json"
+#: Keys of a language model's configuration that make its attention more than a causal softmax.
+_MORE = ("attn_logit_softcapping", "attention_dropout")
 _LOG = logging.getLogger(__name__)
 
 Inputs = dict[str, Any]
@@ -135,13 +144,19 @@ def choose_form(vlm: Any, asked: str, *, tokens: int) -> tuple[Form, str]:
         config._attn_implementation in ("sdpa", NAME)
         and not family_of(vlm).bidirectional_images
         and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
+        and not any(getattr(config, key, None) for key in _MORE)
     )
-    able = plain and vlm.device.type == "cpu"
-    if asked == "attention" and not able:
+    if asked == "attention" and not (plain and vlm.device.type in DEVICES):
         return "mask", (
-            "its kernels are the CPU's" if plain else "the model needs more than causal sdpa"
+            f"the attention function computes on {' and '.join(DEVICES)}, not {vlm.device.type}"
+            if plain
+            else "the model needs more than causal sdpa"
         )
-    wanted = asked == "attention" or (asked == "auto" and able and tokens > SHORT)
+    # On CUDA a mask has sdpa make all T^2 pairs, at least twice what is seen: 6 % of the arithmetic
+    # of a 2B model at 1,500 tokens, 28 % at 16,000. Whether FlexAttention gains that much is not
+    # measured (benchmarks/gpu_suite.py would), so there it must be asked for.
+    long = vlm.device.type == "cpu" and tokens > SHORT
+    wanted = asked == "attention" or (asked == "auto" and plain and long)
     return ("attention" if wanted else "mask"), ""
 
 
@@ -190,6 +205,11 @@ def first_use(
         parts = [rows.part(u, min(u + size, len(rows.spans))) for u in starts]
         return torch.cat([scored(part, "repeat", padding) for part in parts])
 
+    def packed(form: Form) -> torch.Tensor:
+        if form == "attention" and not has_cpu_kernels(vlm.device):
+            _check_kernel(vlm, precision)
+        return scored(rows, form)
+
     if form == "repeat":
         return _said(vlm, Verdict(form=form, asked=asked, difference=0, noise=0, reason=reason))
     difference = math.nan
@@ -199,13 +219,25 @@ def first_use(
         noise = max((repeated_N - other_N).abs().mean().item() for other_N in others)
         while form != "repeat":
             make_ready(vlm, form)
-            difference, why = _apart(repeated_N, lambda form=form: scored(rows, form), noise)
+            difference, why = _apart(repeated_N, lambda form=form: packed(form), noise)
             if not why:
                 break
             reason, form = why, "mask" if form == "attention" else "repeat"
     return _said(
         vlm,
         Verdict(form=form, asked=asked, difference=difference, noise=noise, reason=reason),
+    )
+
+
+def _check_kernel(vlm: Any, precision: torch.dtype) -> None:
+    config = vlm.config.get_text_config()
+    heads = config.num_attention_heads
+    check_kernel(
+        (heads, getattr(config, "num_key_value_heads", None) or heads),
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=vlm.dtype if precision == torch.float32 else precision,
+        device=vlm.device,
+        backward=any(parameter.requires_grad for parameter in vlm.parameters()),
     )
 
 
