@@ -11,7 +11,8 @@ from typing import Any
 from masters.artifacts import StageContext, atomic_write_text
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
-from masters.evaluation.statistics import wilson
+from masters.errors import StageError
+from masters.evaluation.categories import category_fields, score_row
 from masters.generation.engine import TransformersEngine
 from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
@@ -101,18 +102,23 @@ def _answer(
     answered = greedy_answers(
         engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD, encoded=encoded
     )
-    return [
-        {
-            "question_id": question.id,
-            "ratio": ratio,
-            "text": completion.text,
-            "correct": verify(spec.rule.rule, completion.text, question).reward == 1.0,
-            "kind": question.kind,
-            "label": question.label or "",
-            "finish": completion.finish,
-        }
-        for _, question, completion in answered
-    ]
+    rows = []
+    for _, question, completion in answered:
+        score = verify(spec.rule.rule, completion.text, question).reward
+        rows.append(
+            {
+                "question_id": question.id,
+                "ratio": ratio,
+                "text": completion.text,
+                "correct": score == 1.0,
+                "score": score,
+                "kind": question.kind,
+                "label": question.label or "",
+                "fields": category_fields(question),
+                "finish": completion.finish,
+            }
+        )
+    return rows
 
 
 def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
@@ -126,25 +132,21 @@ def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
 def _results(
     spec: EvaluateSpec, answers: list[dict[str, Any]], zeros: dict[int, float]
 ) -> list[dict[str, Any]]:
-    groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
-        groups[row["ratio"], "all"].append(row["correct"])
+        groups[row["ratio"], "all"].append(row)
         if row["kind"] != "all":
-            groups[row["ratio"], row["kind"]].append(row["correct"])
+            groups[row["ratio"], row["kind"]].append(row)
     rows = []
-    for (ratio, kind), correct in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
-        value, low, high = wilson(sum(correct), len(correct))
-        rows.append(
-            {
-                "benchmark": spec.benchmark,
-                "kind": kind,
-                "metric": "accuracy",
-                "ratio": ratio,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(correct),
-                "zeros": zeros[ratio],
-            }
-        )
+    for (ratio, kind), group in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
+        found = score_row(group)
+        if found is None:
+            if kind == "all":
+                raise StageError(
+                    f"none of {len(group)} answers at ratio {ratio} has a verdict; expected most "
+                    "to have one. Look at evaluation.rule"
+                )
+            continue
+        about = {"benchmark": spec.benchmark, "kind": kind, "metric": "accuracy", "ratio": ratio}
+        rows.append({**about, **found, "zeros": zeros[ratio]})
     return rows
