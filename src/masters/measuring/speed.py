@@ -144,32 +144,25 @@ def _at_batch(
     from masters.generation.engine import TransformersEngine
     from masters.models.load import DTYPES
 
+    device = opened.model.device
+    clock = _Clock(device)
     engine = TransformersEngine(
         opened.model,
         opened.processor,
         replace(opened.ids, end=_NO_END),
         batch_rows=batch,
         precision=DTYPES[recipe.method.optimiser.precision],
+        watch=clock.token,
     )
     encode, asked = [], []
     for index in range(batch):
         begin = time.perf_counter()
         asked.append(prompts(index % len(prompts.questions)))
         encode.append(time.perf_counter() - begin)
-    device = opened.model.device
     for _ in range(load.warm_up):
-        _seconds(engine, asked, load.tokens, device)
-    firsts, wholes = [], []
+        _seconds(engine, clock, asked, load.tokens)
     peak = _Peak(device)
-    for _ in range(load.repeats):
-        firsts.append(_seconds(engine, asked, 1, device))
-        wholes.append(_seconds(engine, asked, load.tokens, device))
-    later = [whole - first for first, whole in zip(firsts, wholes, strict=True)]
-    if min(later) <= 0:
-        raise StageError(
-            f"{model.name}: {load.tokens} tokens took no longer than the first alone; expected "
-            "decoding to show. Raise --tokens, or measure while the machine is quiet"
-        )
+    timed = [_seconds(engine, clock, asked, load.tokens) for _ in range(load.repeats)]
     return Speed(
         model=model.name,
         role=model.role,
@@ -178,17 +171,17 @@ def _at_batch(
         prompt_tokens=max(len(prompt.ids) for prompt in asked),
         new_tokens=load.tokens,
         encode=Spread.of(encode),
-        first=Spread.of(firsts),
-        decode=Spread.of([batch * (load.tokens - 1) / seconds for seconds in later]),
-        answer=Spread.of([batch * load.tokens / seconds for seconds in wholes]),
+        first=Spread.of([first for first, _ in timed]),
+        decode=Spread.of([batch * (load.tokens - 1) / (end - first) for first, end in timed]),
+        answer=Spread.of([batch * load.tokens / end for _, end in timed]),
         peak_bytes=peak.read(),
     )
 
 
 def _seconds(
-    engine: TransformersEngine, asked: Sequence[EncodedPrompt], tokens: int, device: torch.device
-) -> float:
-    """Seconds for one greedy batch of exactly ``tokens`` new tokens each."""
+    engine: TransformersEngine, clock: _Clock, asked: Sequence[EncodedPrompt], tokens: int
+) -> tuple[float, float]:
+    """Seconds to the first token and to the last of one greedy batch, ``tokens`` each."""
     from masters.generation.engine import Request
     from masters.generation.sampling import SampleKey, Sampling
 
@@ -198,23 +191,43 @@ def _seconds(
         ),))
         for i, prompt in enumerate(asked)
     ]  # fmt: skip
-    _wait(device)
-    begin = time.perf_counter()
+    clock.start()
     answers = engine.generate(requests, Sampling.greedy(tokens))
-    _wait(device)
-    seconds = time.perf_counter() - begin
+    seconds = clock.stop()
     lengths = {len(completion.token_ids) for found in answers for completion in found}
     if lengths != {tokens}:
         raise StageError(f"answers of {sorted(lengths)} tokens; expected {tokens} each")
     return seconds
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    import torch
+class _Clock:
+    """Times a batch and its first token; waits for the device at those moments and no others."""
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begin = 0.0
+        self._first: float | None = None
+
+    def start(self) -> None:
+        """A batch begins."""
+        self._begin, self._first = self._now(), None
+
+    def token(self) -> None:
+        """A token of the batch was chosen."""
+        if self._first is None:
+            self._first = self._now()
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds from the start to the first token, and to now."""
+        assert self._first is not None
+        return self._first - self._begin, self._now() - self._begin
+
+    def _now(self) -> float:
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class _Peak:
