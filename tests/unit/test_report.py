@@ -71,6 +71,7 @@ def evaluated(
                 {"question_id": question.id, "ratio": ratio, "text": text, "correct": correct}
                 | {"score": float(correct)}
                 | {"kind": question.kind, "label": str(question.label), "finish": finish}
+                | {"score": float(correct), "fields": "{}"}
             )
             right.setdefault("all", []).append(correct)
             right.setdefault(question.kind, []).append(correct)

@@ -11,7 +11,8 @@ from typing import Any
 from masters.artifacts import StageContext, atomic_write_text
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
-from masters.evaluation.statistics import mean_score
+from masters.errors import StageError
+from masters.evaluation.categories import category_fields, score_row
 from masters.generation.engine import TransformersEngine
 from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
@@ -114,6 +115,7 @@ def _answer(
                 "score": score,
                 "kind": question.kind,
                 "label": question.label or "",
+                "fields": category_fields(question),
                 "finish": completion.finish,
             }
         )
@@ -136,25 +138,21 @@ def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
 def _results(
     spec: EvaluateSpec, answers: list[dict[str, Any]], zeros: dict[int, float]
 ) -> list[dict[str, Any]]:
-    groups: dict[tuple[int, str], list[float]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
-        groups[row["ratio"], "all"].append(row["score"])
+        groups[row["ratio"], "all"].append(row)
         if row["kind"] != "all":
-            groups[row["ratio"], row["kind"]].append(row["score"])
+            groups[row["ratio"], row["kind"]].append(row)
     rows = []
-    for (ratio, kind), scores in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
-        value, low, high = mean_score(scores)
-        rows.append(
-            {
-                "benchmark": spec.benchmark,
-                "kind": kind,
-                "metric": _metric(spec),
-                "ratio": ratio,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(scores),
-                "zeros": zeros[ratio],
-            }
-        )
+    for (ratio, kind), group in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
+        found = score_row(group)
+        if found is None:
+            if kind == "all":
+                raise StageError(
+                    f"none of {len(group)} answers at ratio {ratio} has a verdict; expected most "
+                    "to have one. Look at evaluation.rule"
+                )
+            continue
+        about = {"benchmark": spec.benchmark, "kind": kind, "metric": _metric(spec), "ratio": ratio}
+        rows.append({**about, **found, "zeros": zeros[ratio]})
     return rows
