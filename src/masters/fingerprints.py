@@ -156,7 +156,8 @@ def _content(value: Any, contents: Contents) -> Any:
             # Who judges is known by its name; what stops a stage changes no verdict.
             return value.model_dump(mode="json", exclude={"max_missing"})
         case BaseModel():
-            fields = {n: getattr(value, n) for n in type(value).model_fields if n not in _NOT_CONTENT}
+            names = [name for name in type(value).model_fields if name not in _NOT_CONTENT]
+            fields = {name: getattr(value, name) for name in names}
             said = {n: field for n, field in fields.items() if field is not None or n not in _LATER}
             return {name: _content(field, contents) for name, field in said.items()}
         case tuple() | list():

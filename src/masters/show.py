@@ -61,19 +61,19 @@ def show_question(plan: Plan, stage_name: str, question_id: str, console: Consol
     stage = plan.stage(stage_name)
     question, questions = _find(plan, stage, question_id)
     stored = stored_rows(plan, stage, question_id)
-    _line(console, "stage", f"{stage.name} ({stage.status})")
-    _line(console, "folder", str(stage.folder))
-    _line(console, "question", question.id)
-    _line(console, "kind", question.kind)
-    _line(console, "asked", question.text)
+    line(console, "stage", f"{stage.name} ({stage.status})")
+    line(console, "folder", str(stage.folder))
+    line(console, "question", question.id)
+    line(console, "kind", question.kind)
+    line(console, "asked", question.text)
     for turn in question.history:
-        _line(console, "earlier", f"{turn.question} -> {turn.answer}")
+        line(console, "earlier", f"{turn.question} -> {turn.answer}")
     if question.choices:
-        _line(console, "choices", " | ".join(question.choices))
-    _line(console, "label", question.label if question.label is not None else "none")
+        line(console, "choices", " | ".join(question.choices))
+    line(console, "label", question.label if question.label is not None else "none")
     if question.training_label not in (None, question.label):
-        _line(console, "trained on", str(question.training_label))
-    _show_images(plan, questions, question, console)
+        line(console, "trained on", str(question.training_label))
+    show_images(plan, questions, question, console)
     processor = _show_prompt(plan, stage, question, questions, console)
     for row in stored.responses:
         _show_response(row, stored, processor, console)
@@ -192,10 +192,11 @@ def _holders(plan: Plan, question_id: str) -> list[str]:
     return found
 
 
-def _show_images(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
+def show_images(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
+    """Saves the question's images in ``OUT/show`` and says where."""
     images = questions.open_images(question)
     if not images:
-        _line(console, "image", "none (text only)")
+        line(console, "image", "none (text only)")
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in question.id).lstrip(".")
     for number, (name, image) in enumerate(zip(question.images, images, strict=True), start=1):
         which = f"-{number}" if len(images) > 1 else ""
@@ -203,7 +204,7 @@ def _show_images(plan: Plan, questions: Questions, question: Question, console: 
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         width, height = image.size
-        _line(console, "image", f"{name}, {width} x {height} pixels, saved as {path}")
+        line(console, "image", f"{name}, {width} x {height} pixels, saved as {path}")
 
 
 # ------------------------------------------------------------------------------------ the prompt
@@ -217,7 +218,7 @@ def _show_prompt(
     model = model_of(plan, asking)
     prompt = getattr(asking.spec, "prompt", None)
     if model is None or prompt is None:
-        _line(console, "prompt", "not rendered: the stage names no model to render it with")
+        line(console, "prompt", "not rendered: the stage names no model to render it with")
         return None
     path, revision = model
     try:
@@ -231,11 +232,11 @@ def _show_prompt(
             images = [fit_pixels(image, prompt.max_pixels) for image in images]
         encoded = encode_prompt(processor, question, images, text)
     except MastersError as error:
-        _line(console, "prompt", f"not rendered: {error}")
+        line(console, "prompt", f"not rendered: {error}")
         return None
-    _line(console, "model", path)
-    _line(console, "prompt", encoded.text)
-    _line(console, "prompt ids", f"{_numbers(encoded.ids)}  ({len(encoded.ids)} tokens)")
+    line(console, "model", path)
+    line(console, "prompt", encoded.text)
+    line(console, "prompt ids", f"{_numbers(encoded.ids)}  ({len(encoded.ids)} tokens)")
     return processor
 
 
@@ -262,31 +263,31 @@ def _show_response(row: Row, stored: Stored, processor: Any, console: Console) -
     console.print()
     title = f"{row['source']}{ratio}{turn}, sample {row['sample']}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    _line(console, "text", repr(row["text"]))
-    _line(console, "finish", f"{row['finish']}, {len(row['token_ids'])} tokens")
-    _line(console, "token ids", _numbers(row["token_ids"]))
+    line(console, "text", repr(row["text"]))
+    line(console, "finish", f"{row['finish']}, {len(row['token_ids'])} tokens")
+    line(console, "token ids", _numbers(row["token_ids"]))
     if processor is not None:
         pieces = processor.tokenizer.convert_ids_to_tokens(row["token_ids"])
-        _line(console, "pieces", " ".join(repr(piece) for piece in pieces))
-    _line(console, "log-probs", _log_probs(row["logprobs"]))
+        line(console, "pieces", " ".join(repr(piece) for piece in pieces))
+    line(console, "log-probs", _log_probs(row["logprobs"]))
     score = stored.scores.get(_key(row))
     if score is not None:
-        _line(console, "reference", _log_probs(score["reference_logprobs"]))
+        line(console, "reference", _log_probs(score["reference_logprobs"]))
     verdict = stored.rewards.get(_key(row))
     if verdict is not None:
         reward = "missing" if verdict["reward"] is None else f"{verdict['reward']:g}"
-        _line(console, "reward", f"{reward} by {verdict['judge']}: {verdict['reason']}")
-    _line(console, "model", row["model"])
-    _line(console, "seed", str(row["seed"]))
+        line(console, "reward", f"{reward} by {verdict['judge']}: {verdict['reason']}")
+    line(console, "model", row["model"])
+    line(console, "seed", str(row["seed"]))
 
 
 def _show_answer(row: Row, console: Console) -> None:
     mark = "right" if row["correct"] else "wrong"
     console.print()
     console.print(Text(f"answer at ratio {row['ratio'] / 10_000:g}", style="bold"))
-    _line(console, "text", repr(row["text"]))
-    _line(console, "verdict", f"{mark}, label {row['label']!r}")
-    _line(console, "finish", row["finish"])
+    line(console, "text", repr(row["text"]))
+    line(console, "verdict", f"{mark}, label {row['label']!r}")
+    line(console, "finish", row["finish"])
 
 
 def _say_nothing_stored(plan: Plan, stage: Stage, question_id: str, console: Console) -> None:
@@ -307,7 +308,8 @@ def _say_nothing_stored(plan: Plan, stage: Stage, question_id: str, console: Con
     console.print(Text(words + where), soft_wrap=True)
 
 
-def _line(console: Console, name: str, value: str) -> None:
+def line(console: Console, name: str, value: str) -> None:
+    """Prints one named value as it is."""
     console.print(Text.assemble((f"{name:<11}", "dim"), value), soft_wrap=True)
 
 
