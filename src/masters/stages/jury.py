@@ -1,0 +1,108 @@
+"""Whether responses are right, by a rule or by a judge, the same wherever it is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from masters.artifacts import VERDICTS, StageContext
+from masters.recipe import AccuracyRule, Judge
+from masters.rewards.judging.asking import Asker
+from masters.rewards.judging.cache import VerdictCache
+from masters.rewards.judging.conversation import check_missing, judge_responses
+from masters.rewards.judging.items import JudgeItem, JudgeSettings, JudgeVerdict
+from masters.rewards.verifiers import verify
+from masters.specs import LocalJudge
+from masters.stages.asking import open_asker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one response is worth; ``reward`` None: the verdict is missing."""
+
+    reward: float | None
+    reason: str
+    judge: str
+
+
+Told = Callable[[int], None]
+"""Is told how many of the items have a finding so far."""
+
+Jury = Callable[[Sequence[JudgeItem], Told], list[Finding]]
+"""A finding for each item, in their order."""
+
+
+@contextmanager
+def open_jury(
+    rule: AccuracyRule, local: LocalJudge | None, context: StageContext
+) -> Iterator[Jury]:
+    """The rule, or the judge with the verdicts that all runs of an output folder share.
+
+    Args:
+        local: the model that judges here, if one does.
+    """
+    if rule.judge is None:
+        yield lambda items, _: [_by_rule(rule, item) for item in items]
+        return
+    asker = open_asker(rule.judge, local, context)
+    with VerdictCache(context.folder.parents[1] / VERDICTS) as cache:
+        yield lambda items, told: _asked(items, rule, asker, cache, told)
+
+
+def stop_if_missing(rule: AccuracyRule, missing: Counter[str], seen: int, total: int) -> None:
+    """Refuses to go on where too many verdicts are missing, or all of those so far.
+
+    Args:
+        missing: how many are missing, by reason.
+        seen: of how many responses so far.
+        total: how many there are in all.
+
+    Raises:
+        StageError: more than the judge's ``max_missing`` of the total are missing for certain.
+    """
+    if rule.judge is not None:
+        # A judge that never gives a verdict is not asked millions of times before it is known.
+        of = seen if missing.total() == seen else total
+        check_missing(missing, of, rule.judge.max_missing)
+
+
+def _by_rule(rule: AccuracyRule, item: JudgeItem) -> Finding:
+    verdict = verify(rule.rule, item.response, item.question)
+    return Finding(reward=verdict.reward, reason=verdict.reason, judge=f"rule:{rule.rule}")
+
+
+def _asked(
+    items: Sequence[JudgeItem],
+    rule: AccuracyRule,
+    asker: Asker,
+    cache: VerdictCache,
+    told: Told,
+) -> list[Finding]:
+    """Findings by the judge; equal responses to a question are judged once."""
+    assert rule.judge is not None
+    firsts: dict[tuple[str, str], JudgeItem] = {}
+    for item in items:
+        firsts.setdefault((item.question.id, item.response), item)
+    share = len(items) / max(1, len(firsts))
+    verdicts: dict[int, JudgeVerdict] = {}
+    distinct = list(firsts.values())
+    for place, verdict in judge_responses(distinct, asker, _settings(rule.judge), cache):
+        verdicts[place] = verdict
+        told(int(len(verdicts) * share))
+    names = {"judge": asker.name, "rule": "rule:first"}
+    places = {key: place for place, key in enumerate(firsts)}
+    found = (verdicts[places[item.question.id, item.response]] for item in items)
+    return [Finding(reward=v.reward, reason=v.reason, judge=names[v.by]) for v in found]
+
+
+def _settings(judge: Judge) -> JudgeSettings:
+    """The recipe's words as the judging's own."""
+    return JudgeSettings(
+        prompt=judge.prompt,
+        max_tokens=judge.max_new_tokens,
+        retries=judge.retries,
+        rules_first=judge.rules_first,
+        max_missing=judge.max_missing,
+    )
