@@ -23,3 +23,11 @@ class StageError(MastersError):
 
 class NonFiniteLossError(StageError):
     """The loss of an optimiser step is NaN or infinite."""
+
+
+class ServerError(MastersError):
+    """A server that a model is asked through refuses, or serves another model."""
+
+
+class ServerGoneError(ServerError):
+    """A server gives no answer any more, after every attempt; what it had given was handed out."""
