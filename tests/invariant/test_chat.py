@@ -33,9 +33,7 @@ def specials(tiny: Tiny, ids: list[int]) -> list[int]:
 
 def test_a_harmless_chat_is_what_the_template_gives(teacher: Tiny) -> None:
     turns = [("system", "Be brief."), ("user", "red or blue?"), ("assistant", "red"), ("user", "?")]
-    messages = [
-        {"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns
-    ]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     wanted = teacher.processor.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
