@@ -348,6 +348,8 @@ class Evaluation(Section):
     """The ratios of that curve; null: those of the teacher's phases."""
     max_new_tokens: Count | None = None
     """null: that of ``method.responses``."""
+    by: tuple[str, ...] = ()
+    """Fields of the questions, beside their kind, to make tables by."""
 
 
 class Runtime(Section):

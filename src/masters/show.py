@@ -283,6 +283,10 @@ def _show_response(row: Row, stored: Stored, processor: Any, console: Console) -
 
 def _show_answer(row: Row, console: Console) -> None:
     mark = "right" if row["correct"] else "wrong"
+    if row["score"] is None:
+        mark = "missing"
+    elif 0 < row["score"] < 1:
+        mark = f"score {row['score']:g}"
     console.print()
     console.print(Text(f"answer at ratio {row['ratio'] / 10_000:g}", style="bold"))
     line(console, "text", repr(row["text"]))

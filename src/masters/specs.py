@@ -30,7 +30,7 @@ NUMERICS: dict[str, int] = {
     "judge": 1,
     "score": 1,
     "signal": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 

@@ -24,7 +24,7 @@ from masters.data.tables import (
 from masters.errors import StageError
 from masters.rewards.judging.items import JudgeItem
 from masters.specs import JudgeSpec
-from masters.stages.jury import Jury, Told, open_jury, stop_if_missing
+from masters.stages.jury import Jury, Told, forget_missing, open_jury, stop_if_missing
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
             try:
                 stop_if_missing(spec.rule, tally.missing, tally.rows, total)
             except StageError:
-                _forget_missing(paths)
+                forget_missing(paths, REWARDS, "reward")
                 raise
     return tally.metrics()
 
@@ -107,10 +107,3 @@ def _judged(shard: Path, jury: Jury, questions: Questions, told: Told) -> list[R
         items.append(JudgeItem(question=question, response=row.pop("text")))
     found = jury(items, told)
     return [{**row, **vars(finding)} for row, finding in zip(rows, found, strict=True)]
-
-
-def _forget_missing(paths: Sequence[Path]) -> None:
-    """Removes shards with missing verdicts: the verdicts they have are in the cache."""
-    for path in paths:
-        if path.exists() and read_shard(path, REWARDS, ["reward"]).column(0).null_count:
-            path.unlink()

@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
 
 from masters.artifacts import VERDICTS, StageContext
+from masters.data.tables import read_shard
 from masters.recipe import AccuracyRule, Judge
 from masters.rewards.judging.asking import Asker
 from masters.rewards.judging.cache import VerdictCache
@@ -16,6 +20,10 @@ from masters.rewards.judging.items import JudgeItem, JudgeSettings, JudgeVerdict
 from masters.rewards.verifiers import verify
 from masters.specs import LocalJudge
 from masters.stages.asking import open_asker
+
+UNDOUBTED = "rule:undoubted"
+"""Who judged where a judge was not needed: nothing said, or, with ``rules_first``, settled."""
+_ROUND = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,11 @@ def open_jury(
         yield lambda items, _: [_by_rule(rule, item) for item in items]
         return
     asker = open_asker(rule.judge, local, context)
+    server = context.runtime.server
+    at_once = server.concurrency if local is None and server else context.runtime.generation_batch
+    together = max(_ROUND, 4 * at_once)  # so that few wait for the last of a round
     with VerdictCache(context.folder.parents[1] / VERDICTS) as cache:
-        yield lambda items, told: _asked(items, rule, asker, cache, told)
+        yield lambda items, told: _asked(items, rule, asker, cache, told, together)
 
 
 def stop_if_missing(rule: AccuracyRule, missing: Counter[str], seen: int, total: int) -> None:
@@ -68,6 +79,13 @@ def stop_if_missing(rule: AccuracyRule, missing: Counter[str], seen: int, total:
         check_missing(missing, of, rule.judge.max_missing)
 
 
+def forget_missing(paths: Sequence[Path], schema: pa.Schema, column: str) -> None:
+    """Removes shards in which the column has nulls: the verdicts they have are in the cache."""
+    for path in paths:
+        if path.exists() and read_shard(path, schema, [column]).column(0).null_count:
+            path.unlink()
+
+
 def _by_rule(rule: AccuracyRule, item: JudgeItem) -> Finding:
     verdict = verify(rule.rule, item.response, item.question)
     return Finding(reward=verdict.reward, reason=verdict.reason, judge=f"rule:{rule.rule}")
@@ -79,21 +97,17 @@ def _asked(
     asker: Asker,
     cache: VerdictCache,
     told: Told,
+    together: int,
 ) -> list[Finding]:
     """Findings by the judge; equal responses to a question are judged once."""
     assert rule.judge is not None
-    firsts: dict[tuple[str, str], JudgeItem] = {}
-    for item in items:
-        firsts.setdefault((item.question.id, item.response), item)
-    share = len(items) / max(1, len(firsts))
     verdicts: dict[int, JudgeVerdict] = {}
-    distinct = list(firsts.values())
-    for place, verdict in judge_responses(distinct, asker, _settings(rule.judge), cache):
+    settings = _settings(rule.judge)
+    for place, verdict in judge_responses(items, asker, settings, cache, round_size=together):
         verdicts[place] = verdict
-        told(int(len(verdicts) * share))
-    names = {"judge": asker.name, "rule": "rule:first"}
-    places = {key: place for place, key in enumerate(firsts)}
-    found = (verdicts[places[item.question.id, item.response]] for item in items)
+        told(len(verdicts))
+    names = {"judge": asker.name, "rule": UNDOUBTED}
+    found = (verdicts[place] for place in range(len(items)))
     return [Finding(reward=v.reward, reason=v.reason, judge=names[v.by]) for v in found]
 
 
