@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from masters.artifacts import VERDICTS
 from masters.data.tables import ANSWERS, RESPONSES, REWARDS, SCORES, list_shards, read_shard
 from masters.errors import MastersError, StageError
-from masters.specs import ModelRef, TinyInit
+from masters.specs import JudgeSpec, ModelRef, TinyInit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,10 +33,11 @@ _COMPARED = 20_000  # ids looked through for near ones: comparing texts is slow
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """The tables' rows of one question around one stage; verdicts and scores by (source, ratio,
-    round, sample)."""
+    round, sample); ``prompts``: the version of the prompts that each verdict of a judge took."""
 
     responses: list[Row]
     rewards: Mapping[Key, Row]
+    prompts: Mapping[Key, str]
     scores: Mapping[Key, Row]
     answers: list[Row]
 
@@ -77,6 +79,7 @@ def show_question(plan: Plan, stage_name: str, question_id: str, console: Consol
     processor = _show_prompt(plan, stage, question, questions, console)
     for row in stored.responses:
         _show_response(row, stored, processor, console)
+        _show_explanation(plan, question, row, stored, console)
     for row in stored.answers:
         _show_answer(row, console)
     if not stored.responses and not stored.answers:
@@ -93,6 +96,7 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
     for source in sources:
         responses += _rows(source.folder / "responses", RESPONSES, question_id)
     rewards: dict[Key, Row] = {}
+    prompts: dict[Key, str] = {}
     scores: dict[Key, Row] = {}
     names = {source.name for source in sources}
     for other in plan.stages:
@@ -100,7 +104,10 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
             continue
         if other.kind == "judge":
             found = _rows(other.folder / "rewards", REWARDS, question_id)
-            rewards |= {_key(row): row for row in found}
+            mine = {_key(row): row for row in found}
+            rewards |= mine
+            if isinstance(other.spec, JudgeSpec) and other.spec.rule.judge is not None:
+                prompts |= dict.fromkeys(mine, other.spec.rule.judge.prompt)
         elif other.kind == "score":
             found = _rows(other.folder / "scores", SCORES, question_id)
             scores |= {_key(row): row for row in found}
@@ -110,6 +117,7 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
     return Stored(
         responses=sorted(responses, key=_key),
         rewards=rewards,
+        prompts=prompts,
         scores=scores,
         answers=sorted(answers, key=lambda row: row["ratio"]),
     )
@@ -279,6 +287,30 @@ def _show_response(row: Row, stored: Stored, processor: Any, console: Console) -
         line(console, "reward", f"{reward} by {verdict['judge']}: {verdict['reason']}")
     line(console, "model", row["model"])
     line(console, "seed", str(row["seed"]))
+
+
+def _show_explanation(
+    plan: Plan, question: Question, row: Row, stored: Stored, console: Console
+) -> None:
+    """What the judge said in its own words, where one was asked and the cache still has it."""
+    version, verdict = stored.prompts.get(_key(row)), stored.rewards.get(_key(row))
+    path = plan.out / VERDICTS
+    if version is None or verdict is None or verdict["reward"] is None or not path.is_file():
+        return
+    from masters.rewards.judging.cache import VerdictCache, verdict_key
+    from masters.rewards.judging.calls import load_prompts
+    from masters.rewards.judging.items import JudgeItem
+
+    item = JudgeItem(question=question, response=row["text"])
+    try:
+        key = verdict_key(item, verdict["judge"], load_prompts(version).name)
+        with VerdictCache(path) as cache:
+            kept = cache.find(key)
+    except MastersError as error:
+        line(console, "explained", f"cannot be read: {error}")
+        return
+    if kept is not None:
+        line(console, "explained", kept.verdict.explanation or "in no words")
 
 
 def _show_answer(row: Row, console: Console) -> None:

@@ -19,7 +19,7 @@ from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.rewards.judging.items import JudgeItem
 from masters.specs import EvaluateSpec
-from masters.stages.jury import Jury, forget_missing, open_jury, stop_if_missing
+from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
 from masters.stages.opening import (
     Prompts,
     greedy_answers,
@@ -89,11 +89,14 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
             note = f"{rate:.1f} questions/s, {right:.1%} right"
             context.progress(len(answers), total, note)
             lacking = sum(row["score"] is None for row in answers)
-            try:
-                stop_if_missing(spec.rule, Counter({"none": lacking}), len(answers), total)
-            except StageError:
-                forget_missing(paths, ANSWERS, "score")
-                raise
+            stop_if_missing(
+                spec.rule,
+                Counter({"no verdict": lacking}),
+                seen=len(answers),
+                total=total,
+                shards=Shards(paths=paths, schema=ANSWERS, column="score"),
+                context=context,
+            )
     results = {
         "rows": _results(spec, answers, _zeros(context, spec.ratios)),
         "parameters": opened.model.num_parameters(),

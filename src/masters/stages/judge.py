@@ -21,10 +21,9 @@ from masters.data.tables import (
     read_shard,
     write_shard,
 )
-from masters.errors import StageError
 from masters.rewards.judging.items import JudgeItem
 from masters.specs import JudgeSpec
-from masters.stages.jury import Jury, Told, forget_missing, open_jury, stop_if_missing
+from masters.stages.jury import Jury, Shards, Told, open_jury, stop_if_missing
 
 Row = dict[str, Any]
 
@@ -54,11 +53,14 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
                 write_shard(path, rows, REWARDS)
             tally.add(rows)
             told(0)
-            try:
-                stop_if_missing(spec.rule, tally.missing, tally.rows, total)
-            except StageError:
-                forget_missing(paths, REWARDS, "reward")
-                raise
+            stop_if_missing(
+                spec.rule,
+                tally.missing,
+                seen=tally.rows,
+                total=total,
+                shards=Shards(paths=paths, schema=REWARDS, column="reward"),
+                context=context,
+            )
     return tally.metrics()
 
 

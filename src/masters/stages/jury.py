@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from masters.artifacts import VERDICTS, StageContext
 from masters.data.tables import read_shard
+from masters.errors import StageError
 from masters.recipe import AccuracyRule, Judge
 from masters.rewards.judging.asking import Asker
 from masters.rewards.judging.cache import VerdictCache
@@ -58,12 +59,39 @@ def open_jury(
     server = context.runtime.server
     at_once = server.concurrency if local is None and server else context.runtime.generation_batch
     together = max(_ROUND, 4 * at_once)  # so that few wait for the last of a round
-    with VerdictCache(context.folder.parents[1] / VERDICTS) as cache:
+    with VerdictCache(_cache_path(context)) as cache:
         yield lambda items, told: _asked(items, rule, asker, cache, told, together)
 
 
-def stop_if_missing(rule: AccuracyRule, missing: Counter[str], seen: int, total: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """The table that findings go into, and its column that is null where one is missing."""
+
+    paths: Sequence[Path]
+    schema: pa.Schema
+    column: str
+
+    def forget_missing(self) -> None:
+        """Removes shards with missing findings: the verdicts they have are in the cache."""
+        for path in self.paths:
+            if path.exists():
+                found = read_shard(path, self.schema, [self.column])
+                if found.column(0).null_count:
+                    path.unlink()
+
+
+def stop_if_missing(
+    rule: AccuracyRule,
+    missing: Counter[str],
+    *,
+    seen: int,
+    total: int,
+    shards: Shards,
+    context: StageContext,
+) -> None:
     """Refuses to go on where too many verdicts are missing, or all of those so far.
+
+    Then the shards with missing ones go, so that these are asked again when the stage runs again.
 
     Args:
         missing: how many are missing, by reason.
@@ -73,17 +101,20 @@ def stop_if_missing(rule: AccuracyRule, missing: Counter[str], seen: int, total:
     Raises:
         StageError: more than the judge's ``max_missing`` of the total are missing for certain.
     """
-    if rule.judge is not None:
-        # A judge that never gives a verdict is not asked millions of times before it is known.
-        of = seen if missing.total() == seen else total
+    if rule.judge is None:
+        return
+    # A judge that never gives a verdict is not asked millions of times before it is known.
+    of = seen if missing.total() == seen else total
+    try:
         check_missing(missing, of, rule.judge.max_missing)
+    except StageError as error:
+        shards.forget_missing()
+        raise StageError(f"{error} The cache: {_cache_path(context)}") from None
 
 
-def forget_missing(paths: Sequence[Path], schema: pa.Schema, column: str) -> None:
-    """Removes shards in which the column has nulls: the verdicts they have are in the cache."""
-    for path in paths:
-        if path.exists() and read_shard(path, schema, [column]).column(0).null_count:
-            path.unlink()
+def _cache_path(context: StageContext) -> Path:
+    """``OUT/verdicts.sqlite``, which all stages of OUT share."""
+    return context.folder.parents[1] / VERDICTS
 
 
 def _by_rule(rule: AccuracyRule, item: JudgeItem) -> Finding:
