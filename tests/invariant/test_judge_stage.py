@@ -318,3 +318,52 @@ def test_a_server_judges_through_an_outage(tmp_path: Path) -> None:
         assert all(before[q] == 1 and after[q] == 2 for q in again)
         assert len(again) <= 8, "first calls of the shard that was under way"
         assert server.most_open <= 3
+
+
+# ---------------------------------------------------------------------------------- an evaluation
+
+
+def test_a_judge_is_the_yardstick_of_an_evaluation(
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from masters.data.tables import ANSWERS
+    from masters.recipe import Prompt
+    from masters.specs import EvaluateSpec
+    from masters.stages import evaluate
+
+    class Picks(StandIn):
+        """Right for one half of the questions, nothing to be read of one."""
+
+        def ask(self, chats: Sequence[Chat]) -> Iterator[tuple[int, Reply]]:
+            for place, reply in super().ask(chats):
+                text, prompt = reply.text or "", chats[place].messages[-1].text
+                if "SCORE" in prompt:
+                    number = len(self.asked)
+                    text = "?" if number == 3 else re.sub(r">[01]<", f">{number % 2}<", text)
+                yield place, Reply(text=text)
+
+    def spec(**judge: Any) -> EvaluateSpec:
+        rule = AccuracyRule(kind="judge", judge=Judge(model="server", name=SERVED, **judge))
+        return EvaluateSpec(
+            model=ModelRef(path=str(folders[0])), data=ScenesSource(count=8, seed=5),
+            prompt=Prompt(suffix=None), benchmark="held_out", rule=rule, max_new_tokens=4,
+            precision="fp32",
+        )  # fmt: skip
+
+    context = context_of(tmp_path)
+    judged_by(monkeypatch, Picks())
+    with pytest.raises(StageError, match="no verdict on 1 of 8 responses"):
+        evaluate.run(spec(retries=0), context)
+    assert not list((context.folder / "answers").glob("*.parquet"))
+    asker = judged_by(monkeypatch, Picks())
+    # The verdict that was missing is asked for again, and comes.
+    metrics = evaluate.run(spec(retries=0), context)
+    assert asker.asked.total() == 2 and metrics["missing"] == 0
+    rows = read_shards(context.folder / "answers", ANSWERS).to_pylist()
+    assert {row["score"] for row in rows} == {0.0, 1.0}
+    assert [row["correct"] for row in rows] == [row["score"] == 1.0 for row in rows]
+    results = json.loads((context.folder / "results.json").read_text())["rows"]
+    headline = next(row for row in results if row["kind"] == "all")
+    assert headline["value"] == sum(row["score"] for row in rows) / 8 == metrics["accuracy"]
