@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def hang(self, question: str) -> None:
         """Nothing comes, for longer than any client of the tests waits."""
-        self._wait(3.0)
+        self._wait(30.0)
         self.drop(question)
 
     def drip(self, question: str) -> None:

@@ -26,7 +26,7 @@ from masters.teachers.masked import MaskedTeacher
 from masters.teachers.measuring import measure_thresholds
 from masters.training.group_forward import Form, choose_form, group_inputs
 from masters.training.groups import Group, make_rows
-from masters.training.step import teacher_states
+from masters.training.teacher_signal import teacher_states
 from tests.families import write_tiny
 
 from .conftest import Tiny, make_groups

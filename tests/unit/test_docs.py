@@ -30,7 +30,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "calibrate", "data", "decisions", "families", "gpu", "judge", "masks",
-            "methods",
+            "methods", "serving",
         )
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_a_fault_that_passes_costs_no_request_and_doubles_none(fault: Act) -> No
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 def test_a_reply_that_takes_too_long_is_asked_for_again(fault: Act) -> None:
     with FaultServer(lambda question, nth: fault if nth == 0 else "answer") as faulty:
-        _answered(list(_server(faulty, timeout=0.4).complete(_requests(range(6)))), 6)
+        _answered(list(_server(faulty, timeout=1.0).complete(_requests(range(6)))), 6)
         assert {faulty.count(f"{index}") for index in range(6)} == {2}
 
 
@@ -129,7 +130,7 @@ def test_a_fault_of_one_request_is_its_own_and_not_tried_again(fault: Act) -> No
     with FaultServer(lambda question, nth: fault if question == "3" else "answer") as faulty:
         results = dict(_server(faulty).complete(_requests(range(6))))
         assert results[3].text is None
-        assert ("content_filter" if fault == "filtered" else str(fault[0])) in results[3].error
+        assert results[3].cause == ("withheld" if fault == "filtered" else f"status {fault[0]}")
         assert all(results[i].text == f"answer to {i}" for i in range(6) if i != 3)
         assert faulty.count("3") == 1
 
@@ -138,6 +139,7 @@ def test_what_cannot_be_sent_stops_no_other() -> None:
     with FaultServer() as faulty:
         results = dict(_server(faulty).complete(_requests([0, "\ud800", 2])))
         assert [results[i].text for i in range(3)] == ["answer to 0", None, "answer to 2"]
+        assert results[1].cause == "cannot be sent"
 
 
 @pytest.mark.parametrize(
@@ -182,19 +184,23 @@ def test_retry_after_holds_for_every_request(form: str) -> None:
         "date": {"retry-after": formatdate(time.time() + 31, usegmt=True)},
     }[form]
     instant = InstantTime()
+    refused = threading.Event()
 
     def script(question: str, nth: int) -> Act:
-        return (429, asked) if question == "2" and nth == 0 else "answer"
+        if question == "2" and nth == 0:
+            refused.set()
+            return (429, asked)
+        if question in ("0", "1"):  # open when the pause begins, done when it is known
+            refused.wait(5)
+            time.sleep(0.5)
+        return "answer"
 
     with FaultServer(script, clock=instant.clock) as faulty:
         server = _server(faulty, concurrency=3, backoff=instant.backoff())
         _answered(list(server.complete(_requests(range(9)))), 9)
-        refused = next(at for at, (_, question) in enumerate(faulty.asked) if question == "2")
-        # Two may have been on their way; after them nobody asks before the pause is over.
-        late = faulty.asked[refused + 3 :]
-        assert late
-        assert all(stamp >= 1000.0 + 29 for stamp, _ in late)
-        assert len({stamp for stamp, _ in late}) >= 1
+        assert {question for _, question in faulty.asked[:3]} == {"0", "1", "2"}
+        assert len(faulty.asked) == 10
+        assert min(stamp for stamp, _ in faulty.asked[3:]) >= 1000.0 + 29
 
 
 def test_a_server_that_wants_an_hour_counts_as_gone() -> None:
@@ -211,8 +217,13 @@ def test_a_server_busy_with_others_uses_up_no_attempt() -> None:
         return (429, {}) if question == "0" and len(faulty.answered) < 40 else "answer"
 
     with FaultServer(script, hold=0.01) as faulty:
-        backoff = Backoff(first=0.05, longest=0.05, jitter=lambda: 1.0)
-        server = _server(faulty, concurrency=2, attempts=2, backoff=backoff)
+
+        async def sleep(seconds: float) -> None:
+            enough = min(40, len(faulty.answered) + 2)
+            while len(faulty.answered) < enough:
+                await asyncio.sleep(0.005)
+
+        server = _server(faulty, concurrency=2, attempts=2, backoff=Backoff(sleep=sleep))
         _answered(list(server.complete(_requests(range(50)))), 50)
         assert faulty.count("0") > 2 * 2  # more than two rounds of its own would have had
 
@@ -240,18 +251,23 @@ def test_a_server_that_dies_for_good() -> None:
         assert all(result.text == f"answer to {index}" for index, result in results)
 
 
-@pytest.mark.parametrize("sleeps", [1, 8, 15])
-def test_a_server_that_comes_back_is_survived(sleeps: int) -> None:
-    """Down from the 20th answer until some waits later, the last time when all but one gave up."""
+@pytest.mark.parametrize("until", ["first wait", "last wait", "only one has attempts left"])
+def test_a_server_that_comes_back_is_survived(until: str) -> None:
+    """Down from the 20th answer on; 8 requests at once, with 3 attempts and so 2 waits each."""
     down = threading.Event()
     slept = 0
 
     async def sleep(seconds: float) -> None:
         nonlocal slept
-        if down.is_set() and not faulty.running:
-            slept += 1
-            if slept == sleeps:
-                faulty.start()
+        if not down.is_set() or faulty.running:
+            return
+        slept += 1
+        if slept == 1 and until == "only one has attempts left":
+            await asyncio.sleep(0.5)  # the others wait for nothing and have none left by now
+            assert slept == 15
+            faulty.start()
+        elif slept == {"first wait": 1, "last wait": 15}.get(until):
+            faulty.start()
 
     def script(question: str, nth: int) -> Act:
         if len(faulty.answered) >= 20 and not down.is_set():
@@ -264,9 +280,7 @@ def test_a_server_that_comes_back_is_survived(sleeps: int) -> None:
         server = _server(faulty, concurrency=8, attempts=3, backoff=backoff)
         results = list(server.complete(_requests(range(60))))
         assert down.is_set()
-        assert slept == sleeps
-        assert sorted(index for index, _ in results) == list(range(60))
-        assert [r.error for _, r in results if r.error] == []
+        _answered(results, 60)
 
 
 @pytest.mark.parametrize("others", [0, 12])
@@ -276,7 +290,8 @@ def test_a_request_that_no_server_can_answer_stops_nobody(others: int) -> None:
         server = _server(faulty, concurrency=2, attempts=3)
         results = dict(server.complete(_requests(range(1 + others))))
         assert results[0].text is None
-        assert "500" in results[0].error
+        assert results[0].cause == "unanswered"
+        assert "status 500" in results[0].error
         assert faulty.count("0") == 6
         assert all(results[i].text == f"answer to {i}" for i in range(1, 1 + others))
 
@@ -310,7 +325,7 @@ def test_ctrl_c_stops_while_everything_hangs() -> None:
         interrupted = time.monotonic()
         asking.send_signal(signal.SIGINT)
         _, errors = asking.communicate(timeout=30)
-        assert time.monotonic() - interrupted < 2.5  # the answers would take 3 s and more
+        assert time.monotonic() - interrupted < 10  # the answers would take 30 s
         assert "KeyboardInterrupt" in errors
         assert asking.returncode != 0
 

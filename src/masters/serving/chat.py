@@ -50,7 +50,7 @@ class ChatResult:
         texts: one for each of the ``n`` answers; empty if there is an error.
         finishes: why each ended, in the server's words: stop, length, ...
         model: what the reply calls the model; empty if it does not say.
-        error: why no answer could be had; empty if there is one.
+        error: why no answer could be had, as ``cause: details``; empty if there is one.
     """
 
     texts: tuple[str, ...] = ()
@@ -63,6 +63,11 @@ class ChatResult:
         """The first answer, or None if there is none."""
         return self.texts[0] if self.texts else None
 
+    @property
+    def cause(self) -> str:
+        """The error without its details, for counting."""
+        return self.error.partition(":")[0]
+
 
 def body(request: ChatRequest, model: str) -> dict[str, Any]:
     """The request's JSON; what has its default is left out, because some servers refuse it.
@@ -71,10 +76,14 @@ def body(request: ChatRequest, model: str) -> dict[str, Any]:
         Fault: the request's own, if it cannot be sent as it is.
     """
     messages = [dict(message) for message in request.messages]
+    try:
+        json.dumps(messages, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise Fault("own", f"cannot be sent: {error}") from error
     if request.images:
         asking = [message for message in messages if message.get("role") == "user"]
         if not asking:
-            raise Fault("own", "there are images and no message of a user they could stand in")
+            raise Fault("own", "cannot be sent: images without a message of a user")
         content = asking[-1]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
         asking[-1]["content"] = [*map(_picture, request.images), *parts]
@@ -88,10 +97,6 @@ def body(request: ChatRequest, model: str) -> dict[str, Any]:
         made["n"] = request.n
     if request.seed is not None:
         made["seed"] = request.seed
-    try:
-        json.dumps(messages, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, TypeError, ValueError) as error:
-        raise Fault("own", f"the messages cannot be written as JSON: {error}") from error
     return made
 
 
@@ -100,7 +105,10 @@ def _picture(image: bytes) -> dict[str, Any]:
         if image.startswith(start):
             url = f"data:{kind};base64,{base64.b64encode(image).decode()}"
             return {"type": "image_url", "image_url": {"url": url}}
-    raise Fault("own", f"an image is no PNG, JPEG, GIF or WebP; it starts with {image[:8]!r}")
+    raise Fault(
+        "own",
+        f"cannot be sent: an image is no PNG, JPEG, GIF or WebP; it starts with {image[:8]!r}",
+    )
 
 
 def read_reply(content: bytes, request: ChatRequest, model: str) -> ChatResult:
@@ -135,7 +143,7 @@ def read_reply(content: bytes, request: ChatRequest, model: str) -> ChatResult:
         finish = str(choice.get("finish_reason") or "")
         refusal = message.get("refusal")
         if finish == "content_filter" or refusal:
-            return ChatResult(error=f"the server withheld the answer: {refusal or finish}")
+            return ChatResult(error=f"withheld: {refusal or finish}")
         text = message.get("content")
         if text is not None and not isinstance(text, str):
             raise Fault("again", f"an answer that is no text: {content[:200]!r}")

@@ -44,7 +44,7 @@ def of_status(status: int, headers: Mapping[str, str], text: str) -> Fault:
         headers: of the reply; names in any case if the mapping allows that, else in lower case.
         text: of the reply.
     """
-    words = f"{status} {' '.join(text.split())[:300]}".rstrip()
+    words = f"status {status}: {' '.join(text.split())[:300] or 'no words'}"
     if status in _OWN:
         return Fault("own", words, status=status)
     pause = retry_after(headers)

@@ -99,8 +99,8 @@ class Session:
             if again:
                 break
         return ChatResult(
-            error=f"{2 * self.attempts} attempts failed while the server answered others; the "
-            f"last: {last.words}"
+            error=f"unanswered: {2 * self.attempts} attempts failed while the server answers "
+            f"others; the last: {last.words}"
         )
 
     async def attempt(self, request: ChatRequest, made: dict[str, Any]) -> ChatResult | Fault:

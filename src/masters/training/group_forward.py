@@ -263,7 +263,8 @@ def _log_probs(
     )
     if padding:
         shape = inputs["input_ids"].shape
-        by_token = [name for name, value in inputs.items() if value.shape == shape]
+        tensors = {name: x for name, x in inputs.items() if isinstance(x, torch.Tensor)}
+        by_token = [name for name, x in tensors.items() if x.shape == shape]
         fill = {"input_ids": pad}
         for name in by_token:
             wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))
