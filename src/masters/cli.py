@@ -359,6 +359,41 @@ def calibrate(
 
 
 @app.command()
+def speed(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Model folders, stages' folders, hub names, tiny presets; or a recipe, for its "
+            "student and teachers."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Questions, as data.test takes them; else rendered scenes.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Decoded for each question.")] = 64,
+    batches: Annotated[str, typer.Option(help="Questions at a time, parted by commas.")] = "1,8",
+    repeats: Annotated[int, typer.Option(help="Timed repeats.")] = 5,
+    warm_up: Annotated[int, typer.Option(help="Repeats before them that are not timed.")] = 1,
+    as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/speed"),
+) -> None:
+    """Time to the first token, tokens a second and memory of one or several models."""
+    from masters.evaluation.speed import speed_sheet
+    from masters.measuring.output import form_of, print_sheet
+    from masters.measuring.speed import measure_speed, read_load
+    from masters.measuring.speed_subjects import find_subjects
+
+    form = form_of(as_json=as_json, markdown=markdown)
+    load = read_load(tokens=tokens, batches=batches, repeats=repeats, warm_up=warm_up)
+    subjects = find_subjects(models, data=data, profile=profile, overrides=set_ or ())
+    found = measure_speed(subjects, load, out, ["masters", *sys.argv[1:]])
+    print_sheet(speed_sheet(found), found.as_json(), form, Console())
+
+
+@app.command()
 def show(
     stage: Annotated[
         str, typer.Argument(help="A stage's name, such as generate/0-teacher/student.")

@@ -19,6 +19,8 @@ import masters.run
 from masters.calibration.teacher import find_subject
 from masters.cli import app
 from masters.data.sources import open_questions
+from masters.measuring.output import are_evaluations
+from masters.measuring.speed_subjects import find_subjects
 from masters.plan import Plan, make_plan
 from masters.recipe import Recipe, load_recipe, resolved_yaml
 
@@ -29,8 +31,8 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture", "calibrate", "data", "decisions", "families", "gpu", "judge", "masks",
-            "methods", "serving",
+            "architecture", "calibrate", "data", "decisions", "evaluation", "families", "gpu",
+            "judge", "masks", "methods", "serving",
         )
     ),
 )
@@ -131,8 +133,14 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         context = verb.make_context(words[0], list(words[1:]))
         given = context.params
         named = given.get("recipes") or ([given["recipe"]] if given.get("recipe") else [])
-        for recipe in named:
+        evaluations = words[0] == "compare" and are_evaluations(named)
+        for recipe in () if evaluations else named:
             load_recipe(recipe, given["profile"], given["set_"] or ())
+        if words[0] == "speed":
+            find_subjects(
+                given["models"], data=given["data"], profile=given["profile"],
+                overrides=given["set_"] or (),
+            )  # fmt: skip
         if words[0] == "calibrate":
             find_subject(
                 given["teacher"],

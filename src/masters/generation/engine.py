@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from masters.generation.sampling import KeyedSampler, SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, pad_rows
@@ -40,6 +40,17 @@ class Engine(Protocol):
     ) -> Sequence[Sequence[Completion]]: ...
 
 
+class _Watched(LogitsProcessor):
+    """Says that the sampler before it has chosen, and changes nothing."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        self._watch = watch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._watch()
+        return scores
+
+
 class TransformersEngine:
     """``model.generate`` over length-sorted batches.
 
@@ -49,6 +60,7 @@ class TransformersEngine:
         ids: its special ids.
         batch_rows: rows (prompt x sample) per call.
         precision: autocast dtype, or float32 for none.
+        watch: called whenever a batch's next tokens are chosen (the device may still be at it).
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class TransformersEngine:
         *,
         batch_rows: int = 64,
         precision: torch.dtype = torch.float32,
+        watch: Callable[[], None] | None = None,
     ) -> None:
         # Whatever a checkpoint's own configuration sets would merge into ours, silently.
         model.generation_config = GenerationConfig()
@@ -67,6 +80,7 @@ class TransformersEngine:
         self._ids = ids
         self._batch_rows = batch_rows
         self._precision = precision
+        self._watch = watch
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of every request, all its samples in one call."""
@@ -111,7 +125,7 @@ class TransformersEngine:
             output_RT = self._model.generate(
                 **inputs,
                 generation_config=self._complete_config(sampling),
-                logits_processor=[sampler],
+                logits_processor=[sampler, *([_Watched(self._watch)] if self._watch else [])],
             )
         width = inputs["input_ids"].shape[1]
         logp_RT = torch.stack(sampler.logps, dim=1).tolist()
