@@ -172,7 +172,7 @@ class Trainer:
                     "mask_bytes_read": masked.bytes_read - bytes_before,
                     "mask_seconds": masked.seconds - seconds_before,
                 }
-        if groups and not self.forms:
+        if not self.forms:
             self._first_use(groups)
         sums = StepSums()
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
@@ -222,6 +222,7 @@ class Trainer:
                 model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
                 precision=self.student.precision, vocabulary=self.step.vocabulary,
                 limit=self.step.micro_batch_responses,
+                root=self.student if name == "student" else None,
             )
             for name, model in models.items()
         }  # fmt: skip
