@@ -184,16 +184,16 @@ def verdicts(rank: int, folders: tuple[Path, Path]) -> list[tuple[Any, ...]]:
     mine = alike if rank == 0 else run.groups[3:6]
     models = {"student": (run.tiny.model, run.module), "teacher": (run.teacher.model, None)}
     return [
-        (asked, *verdict(run, role, *models[role], mine, asked))
+        (asked, *verdict(run, role, vlm, root, mine, asked))
         for asked in ("auto", "attention", "broken")
-        for role in models
+        for role, (vlm, root) in models.items()
     ]
 
 
 def verdict(
     run: Run, role: str, vlm: Any, root: Any, groups: list[Group], asked: str
 ) -> tuple[Any, ...]:
-    make = group_forward.attention_masks
+    make: Any = group_forward.attention_masks
 
     def seeing_all(vlm: Any, inputs: dict[str, Any], layout: Any) -> Any:
         return torch.ones_like(make(vlm, inputs, layout)).tril()
