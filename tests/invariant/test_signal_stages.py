@@ -16,6 +16,7 @@ from masters.artifacts import StageContext
 from masters.errors import StageError
 from masters.plan import Plan, Stage, read_plan
 from masters.run import dispatch_stage
+from masters.sizes import plan_sizes
 from masters.specs import SignalSpec
 from masters.stages import opening
 from masters.training.feed import Prepared
@@ -88,6 +89,10 @@ def test_a_run_with_topk_logs_its_bound(
     assert (manifest.kind, manifest.k, manifest.temperature) == ("topk", 64, 1.0)
     assert manifest.ratios == (0, 1500, 3000, 4500, 6000)
     exact = read(hidden[0]["signal/0-teacher"] / "record.json")["metrics"]
+    for size, found in ((plan_sizes(topk[1]), record), (plan_sizes(hidden[1]), exact)):
+        (planned,) = size.signals
+        assert planned.bytes_per_token <= found["bytes_per_token"] < planned.bytes_per_token + 14
+        assert found["tokens"] <= planned.tokens and found["bytes"] < planned.disk_bytes
     assert exact["sequences"] == record["sequences"] and exact["tokens"] == record["tokens"]
 
 
