@@ -116,7 +116,8 @@ def test_the_bound_of_topk_holds_for_every_token_of_a_run(
     """The run again, each of its tokens compared with the whole teacher as the student stands."""
     stages, plan = topk
     exact = StoredSignal(hidden[0]["signal/0-teacher"])
-    read, tokens, forward = StoredSignal.read, StepSignal.tokens, Student.forward
+    read, tokens = StoredSignal.read, StepSignal.tokens
+    forward: Any = Student.forward
     whole_ones: dict[StepSignal, StepSignal] = {}
     now: list[Any] = []
     missing, bounds = [], []

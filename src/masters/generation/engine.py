@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 
 from masters.generation.sampling import KeyedSampler, SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, pad_rows
+from masters.models.feature_cache import FeatureCache
 from masters.models.load import TokenIds
 
 
@@ -49,6 +51,7 @@ class TransformersEngine:
         ids: its special ids.
         batch_rows: rows (prompt x sample) per call.
         precision: autocast dtype, or float32 for none.
+        features: encodes a picture once for all samples of its prompt; None: once for each.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class TransformersEngine:
         *,
         batch_rows: int = 64,
         precision: torch.dtype = torch.float32,
+        features: FeatureCache | None = None,
     ) -> None:
         # Whatever a checkpoint's own configuration sets would merge into ours, silently.
         model.generation_config = GenerationConfig()
@@ -67,6 +71,7 @@ class TransformersEngine:
         self._ids = ids
         self._batch_rows = batch_rows
         self._precision = precision
+        self._features = features
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of every request, all its samples in one call."""
@@ -98,7 +103,8 @@ class TransformersEngine:
         self, prompts: list[EncodedPrompt], keys: list[SampleKey], sampling: Sampling
     ) -> list[Completion]:
         device = self._model.device
-        inputs = pad_rows([(p, ()) for p in prompts], pad=self._ids.pad, side="left", device=device)
+        seen = [p.without_pixels() if self._features else p for p in prompts]
+        inputs = pad_rows([(p, ()) for p in seen], pad=self._ids.pad, side="left", device=device)
         sampler = KeyedSampler(
             keys,
             sampling,
@@ -107,7 +113,8 @@ class TransformersEngine:
             vocabulary=self._ids.vocabulary,
         )
         enabled = self._precision != torch.float32
-        with torch.autocast(device.type, dtype=self._precision, enabled=enabled):
+        shown = self._features.showing(prompts) if self._features else nullcontext()
+        with shown, torch.autocast(device.type, dtype=self._precision, enabled=enabled):
             output_RT = self._model.generate(
                 **inputs,
                 generation_config=self._complete_config(sampling),
