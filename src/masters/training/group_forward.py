@@ -275,7 +275,7 @@ def _log_probs(
     )
     if padding:
         shape = inputs["input_ids"].shape
-        by_token = [name for name, value in inputs.items() if value.shape == shape]
+        by_token = [n for n, value in inputs.items() if getattr(value, "shape", None) == shape]
         fill = {"input_ids": pad}
         for name in by_token:
             wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))
