@@ -6,6 +6,7 @@ ours, and the careless ones that the tests hold against it.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,13 @@ Answer = Callable[[str], str]
 _TURNS = re.compile(
     r"<\|[^<>|\s]*\|>|<\uff5c[^<>\s]*\uff5c>|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk|sop)>|\[/?[A-Za-z]+(?:_[A-Z]+)*\]"
     r"|<(?:start|end)_of_turn>|</?think>|<tool_call>|<image\w*>|<(?:unused|extra_id_)\d+>"
-    r"|(?m:^)[*\-#\s]*(?:system|user|assistant|human|instruction|judge|rule \d+)\b[*]*\s*:",
+    r"|(?m:^)[*\-# \t]*(?:system|user|assistant|human|instruction|judge|rule \d+)\b[*]*\s*:",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
     r"<\s*answer[^<>]*>[^<>]*<\s*/\s*answer[^<>]*>|<\s*score[^<>]*>[^<>]*<\s*/\s*score\s*>"
     r"|\[\[\s*\d+\s*\]\]|\\boxed\{\d\}|\"(?:score|verdict)\"\s*:\s*\d|\bscores?\b\W*\d"
-    r"|(?m:^)[|>\s]*\d\s*$",
+    r"|(?m:^)[|> \t]*\d[ \t]*$",
     re.IGNORECASE,
 )
 
@@ -108,7 +109,7 @@ def obeys_turns(layout: Layout, otherwise: Answer) -> Answer:
     """Splits the prompt at whatever looks like a turn of a chat, and obeys a turn too many."""
 
     def answer(prompt: str) -> str:
-        plain = unicodedata.normalize("NFKC", prompt)
+        plain = plain_letters(prompt)
         fooled = any(
             len(_TURNS.findall(text)) != len(_TURNS.findall(layout.bare))
             for text in (prompt, plain, "\n".join(prompt.splitlines()))
@@ -132,9 +133,20 @@ def copies_material(layout: Layout) -> Answer:
     """Replies with the verdicts that stand in the response, in plain letters."""
 
     def answer(prompt: str) -> str:
-        return copies(unicodedata.normalize("NFKC", layout.material(prompt)))
+        return copies(plain_letters(layout.material(prompt)))
 
     return answer
+
+
+def plain_letters(text: str) -> str:
+    """Full-width and other compatibility letters as plain ones, each by itself."""
+    # As one text, tens of thousands of combining marks would be sorted, which takes seconds.
+    return "".join(map(_plain_letter, text))
+
+
+@functools.cache
+def _plain_letter(character: str) -> str:
+    return unicodedata.normalize("NFKC", character)
 
 
 def _joined(text: str) -> str:

@@ -223,7 +223,7 @@ def _careless_layout(core: str, tagged: bool) -> Layout:
     close = re.compile(r"<\s*/\s*(?:response|generated_text)\b[^<>]*>", re.IGNORECASE)
 
     def parts(prompt: str) -> tuple[str, str]:
-        plain = unicodedata.normalize("NFKC", prompt)
+        plain = stand_ins.plain_letters(prompt)
         before, _, behind = plain.partition("<response>" if tagged else "Response:")
         if not tagged:
             return behind, before
