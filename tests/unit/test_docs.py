@@ -29,14 +29,7 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture",
-            "calibrate",
-            "data",
-            "decisions",
-            "families",
-            "gpu",
-            "masks",
-            "methods",
+            "architecture", "calibrate", "data", "decisions", "families", "gpu", "masks", "methods",
         )
     ),
 )
