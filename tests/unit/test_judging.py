@@ -226,11 +226,21 @@ def test_a_judge_that_dies_loses_no_verdict(tmp_path: Path) -> None:
     assert len(judge.prompts) == 4
 
 
-@pytest.mark.parametrize("places", [[0, 0, 1], [0], [0, 1, 2], [0, 1, -1]])
-def test_an_asker_that_breaks_its_contract_is_named(places: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("places", "what"),
+    [
+        ([0, 0, 1], "chat 0 of 2 twice"),
+        ([0], "only 1 of 2"),
+        ([0, 1, 2], "chat 2 of 2"),
+        ([0, 1, -1], "chat -1 of 2"),
+    ],
+)
+def test_an_asker_that_breaks_its_contract_is_named(
+    places: list[int], what: str, tmp_path: Path
+) -> None:
     judge = Scripted({"a": ["?", "?"], "b": ["?", "?"], "c": []}, lambda _: places)
     judge.ask = lambda chats: iter([(place, Reply(text="?")) for place in places])  # type: ignore
-    with pytest.raises(StageError, match="judge scripted: answered .*exactly once"):
+    with pytest.raises(StageError, match=f"judge scripted: answered {what}.*exactly once"):
         judged(made("a", "b"), judge, tmp_path / "v.sqlite")
 
 
