@@ -57,11 +57,12 @@ def test_the_key_covers_everything_a_verdict_depends_on() -> None:
                 {"id": "2"},
                 {"text": "What?"},
                 {"label": "dog"},
+                {"meta": {"answers": ["cat", "tom"]}},
                 {"choices": ("cat", "dog", "cow")},
             )
         ),
     }
-    assert len(keys) == 9
+    assert len(keys) == 10
     same = replace(QUESTION, images=("b.png",), kind="animals", meta={"x": 1})
     assert verdict_key(replace(ITEM, question=same), "teacher:large", "v1-00") in keys
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from masters.data.answers import accepted_answers
 from masters.errors import StageError
 from masters.rewards.judging.items import JudgeItem, JudgeVerdict
 
@@ -47,7 +48,8 @@ class KeptVerdict:
     Args:
         judge: the asker's name.
         prompt: the prompts' version and digest.
-        question_id, question, choices, label, response: what was judged.
+        question_id, question, choices, response: what was judged.
+        label: each answer that was right, a line each.
         first_reply: the last try's first call, whole; empty where there was no reply.
         second_reply: of the second call; empty where it did not come to that.
         attempts: how many tries it took.
@@ -72,7 +74,7 @@ def verdict_key(item: JudgeItem, judge: str, prompt: str) -> str:
     """Hash of everything a verdict depends on: judge, prompts, question, label, response."""
     question = item.question
     asked = [question.id, question.text, *question.choices]
-    content = json.dumps([judge, prompt, asked, question.label, item.response])
+    content = json.dumps([judge, prompt, asked, accepted_answers(question), item.response])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
