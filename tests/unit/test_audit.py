@@ -83,7 +83,7 @@ def test_the_draw_is_its_seeds(plan: Plan) -> None:
 
 
 def test_shares() -> None:
-    a, b, c = ("student", 0.0), ("student", 1.0), ("teacher", 1.0)
+    a, b, c = ("student", False), ("student", True), ("teacher", True)
     assert allocate({a: 70, b: 29, c: 1}, 10) == {a: 7, b: 2, c: 1}
     assert allocate({a: 68, b: 32}, 10) == {a: 7, b: 3}
     assert allocate({a: 2, b: 1}, 10) == {a: 2, b: 1}

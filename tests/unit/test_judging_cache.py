@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +174,20 @@ def test_several_processes_make_and_fill_one_file(tmp_path: Path) -> None:
         assert len(list(cache.read())) == 4 * 50 + 50
         for number in range(50):
             assert cache.find(f"shared {number}") is not None
+
+
+def test_a_file_that_another_process_is_opening_is_waited_for(tmp_path: Path) -> None:
+    """Two stages that begin to judge at the same time; the journal's change does not wait."""
+    path = tmp_path / "v.sqlite"
+    with VerdictCache(path) as cache:
+        cache.keep("k", KEPT)
+    other = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM verdicts").fetchall()
+    ends = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    ends.start()
+    with VerdictCache(path) as cache:
+        assert cache.find("k") is not None
+    ends.join()
+    other.close()

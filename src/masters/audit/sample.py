@@ -55,7 +55,7 @@ class Sample:
 
 
 def draw(plan: Plan, count: int, seed: int) -> Sample:
-    """A sample of the plan's verdicts: of each source right and wrong ones in proportion, one at least.
+    """A sample of the plan's verdicts: of each source right and wrong ones, in proportion.
 
     A larger count holds nearly all of a smaller one. Missing verdicts are counted, not drawn.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,20 @@ class VerdictCache:
         self._database.execute("COMMIT")
         # Readers and a writer do not wait for each other; where the file system knows no WAL,
         # SQLite stays with its journal.
-        self._pragma("journal_mode = WAL")
+        self._share()
         self._pragma("synchronous = NORMAL")
+
+    def _share(self) -> None:
+        # Changing the journal does not wait for a process that is opening the file too.
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._pragma("journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def find(self, key: str) -> KeptVerdict | None:
         """The verdict of a key; None where there is none or it is missing."""
