@@ -1,0 +1,88 @@
+"""What lies beside a run's stages and belongs into its report: public benchmarks and speed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masters.errors import MastersError
+from masters.evaluation.evaluated import rank
+from masters.evaluation.speed import SPEED, Speeds, read_speed
+
+BENCHMARKS = "benchmarks"
+"""The folder of OUT with a folder for each model of the table of public benchmarks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a report shows beside the runs.
+
+    A file that cannot be read costs its section, not the report: ``unread`` says why.
+
+    Args:
+        benchmarks: the table as numbers; None where there is none.
+        speeds: None where nothing was measured.
+        unread: one sentence for each thing that could not be read.
+    """
+
+    benchmarks: dict[str, Any] | None = None
+    speeds: Speeds | None = None
+    unread: tuple[str, ...] = ()
+
+
+def read_beside(out: Path, benchmarks: Path | None, runs: Sequence[str]) -> Beside:
+    """The benchmarks' table and OUT/speed.json.
+
+    Args:
+        out: the output folder.
+        benchmarks: a folder with one folder for each model, called as its row is to be; None:
+            OUT/benchmarks.
+        runs: the report's names of models: rows follow their order, ``start`` first.
+    """
+    unread: list[str] = []
+    table = _table(benchmarks or out / BENCHMARKS, runs, unread)
+    speeds = None
+    try:
+        speeds = read_speed(out)
+    except MastersError as error:
+        unread.append(str(error))
+    return Beside(benchmarks=table, speeds=speeds, unread=tuple(unread))
+
+
+def stamp(out: Path, benchmarks: Path | None = None) -> str:
+    """A digest of names, sizes and times of what ``read_beside`` would read."""
+    folder = benchmarks or out / BENCHMARKS
+    files = [path for path in (out / SPEED, *folder.rglob("*.json*")) if path.is_file()]
+    said = [str(folder.resolve())] if folder.is_dir() else []
+    for path in sorted(files):
+        status = path.stat()
+        said.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def _table(folder: Path, runs: Sequence[str], unread: list[str]) -> dict[str, Any] | None:
+    from masters.evaluation.benchmarks.reading import read_row
+    from masters.evaluation.benchmarks.table import table_json
+
+    if not folder.is_dir():
+        return None
+    rows = []
+    for name in _ordered([path.name for path in folder.iterdir() if path.is_dir()], runs):
+        try:
+            rows.append(read_row(f"{name}={folder / name}"))
+        except MastersError as error:
+            unread.append(str(error))
+    try:
+        return table_json(rows) if rows else None
+    except MastersError as error:
+        unread.append(str(error))
+        return None
+
+
+def _ordered(names: Sequence[str], runs: Sequence[str]) -> list[str]:
+    """The start, what the report knows in its order, what it does not, then the teachers."""
+    place = {run: index for index, run in enumerate(runs)}
+    return sorted(names, key=lambda name: (rank(name), place.get(name, len(place)), name))
