@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +34,16 @@ class Beside:
     unread: tuple[str, ...] = ()
 
 
-def read_beside(out: Path, benchmarks: Path | None, runs: Sequence[str]) -> Beside:
-    """The benchmarks' table and OUT/speed.json.
+def read_beside(out: Path, runs: Sequence[str]) -> Beside:
+    """The table of OUT/benchmarks, and OUT/speed.json.
 
     Args:
-        out: the output folder.
-        benchmarks: a folder with one folder for each model, called as its row is to be; None:
-            OUT/benchmarks.
+        out: the output folder; in its ``benchmarks`` each model has a folder (or a link to one)
+            that is called as its row is to be.
         runs: the report's names of models: rows follow their order, ``start`` first.
     """
     unread: list[str] = []
-    table = _table(benchmarks or out / BENCHMARKS, runs, unread)
+    table = _table(out / BENCHMARKS, runs, unread)
     speeds = None
     try:
         speeds = read_speed(out)
@@ -52,14 +52,15 @@ def read_beside(out: Path, benchmarks: Path | None, runs: Sequence[str]) -> Besi
     return Beside(benchmarks=table, speeds=speeds, unread=tuple(unread))
 
 
-def stamp(out: Path, benchmarks: Path | None = None) -> str:
+def stamp(out: Path) -> str:
     """A digest of names, sizes and times of what ``read_beside`` would read."""
-    folder = benchmarks or out / BENCHMARKS
-    files = [path for path in (out / SPEED, *folder.rglob("*.json*")) if path.is_file()]
-    said = [str(folder.resolve())] if folder.is_dir() else []
+    files = [out / SPEED] if (out / SPEED).is_file() else []
+    for folder, _, names in os.walk(out / BENCHMARKS, followlinks=True):
+        files += [Path(folder) / name for name in names if ".json" in name]
+    said = []
     for path in sorted(files):
         status = path.stat()
-        said.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}")
+        said.append(f"{path.relative_to(out)}\0{status.st_size}\0{status.st_mtime_ns}")
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
@@ -83,6 +84,6 @@ def _table(folder: Path, runs: Sequence[str], unread: list[str]) -> dict[str, An
 
 
 def _ordered(names: Sequence[str], runs: Sequence[str]) -> list[str]:
-    """The start, what the report knows in its order, what it does not, then the teachers."""
+    """The start, what the report does not know, what it knows in its order, then the teachers."""
     place = {run: index for index, run in enumerate(runs)}
-    return sorted(names, key=lambda name: (rank(name), place.get(name, len(place)), name))
+    return sorted(names, key=lambda name: (rank(name), place.get(name, -1), name))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masters.evaluation.comparison import Answers, pair
 from masters.evaluation.evaluated import Evaluated, rank
-from masters.evaluation.paired import LEVEL, Contrast, contrast, holm, sign_flip
+from masters.evaluation.paired import LEVEL, SIGN_FLIPS, Contrast, contrast, holm, sign_flip
 from masters.evaluation.readings import Row, read_json
 from masters.evaluation.statistics import Interval, t_interval, t_test
 
@@ -48,14 +48,17 @@ def differences(found: Sequence[Evaluated], answers: Tables, seeds: Sequence[int
 def pairs(
     found: Sequence[Evaluated], run: str, against: str
 ) -> dict[int, tuple[Evaluated, Evaluated]]:
-    """The evaluations of two models by seed, where both have one that was judged the same way."""
+    """The evaluations of two models by seed, where both have one that was judged the same way.
+
+    A run that began from another student than the rest is set against its own start.
+    """
     by_key = {(item.run, item.seed): item for item in found}
-    both = {
-        item.seed: (item, by_key[against, item.seed])
-        for item in found
-        if item.run == run and (against, item.seed) in by_key
-    }
-    return {seed: pair for seed, pair in both.items() if _rule(pair[0]) == _rule(pair[1])}
+    both: dict[int, tuple[Evaluated, Evaluated]] = {}
+    for item in (item for item in found if item.run == run):
+        other = by_key.get((f"{against}-{run}", item.seed), by_key.get((against, item.seed)))
+        if other is not None and _rule(item) == _rule(other):
+            both[item.seed] = (item, other)
+    return both
 
 
 def tested(
@@ -97,7 +100,7 @@ def tested(
     counts = {"gained": sum(means[key] > 0 for key in weights)}
     counts["lost"] = sum(means[key] < 0 for key in weights)
     if len(told) == 1:
-        return row | counts | {"test": "sign flips of the paired scores", "p": p}
+        return row | counts | {"test": SIGN_FLIPS, "p": p}
     by_seed = [math.fsum(w * (r[k][1] - r[k][0]) for k, w in weights.items()) for r in told]
     bounds = t_interval(by_seed)
     row |= {"low": bounds.low, "high": bounds.high, "n": len(told)}
@@ -119,7 +122,7 @@ def verdict(difference: float, adjusted: float) -> str:
 
 
 def _told(second: Answers, first: Answers) -> dict[str, tuple[float, float]]:
-    """Question -> scores of the first and the second, where both have the same label and verdict."""
+    """Question -> scores of the first and the second, where both have the label and a verdict."""
     shared = pair(first, second).shared
     return {key: (float(first[key]["score"]), float(second[key]["score"])) for key in shared}
 

@@ -102,18 +102,32 @@ def _gap_words(closed: float) -> str:
 
 
 def _difference_words(report: dict[str, Any], run: str) -> str:
-    found = [(name, difference_of(report, run, name)) for name in ("start", "sft")]
-    rows = [(name, row) for name, row in found if row is not None]
-    if not rows:
+    """Each paired difference with what its test says of it."""
+    said = []
+    for name in ("start", "sft"):
+        row = difference_of(report, run, name)
+        if row is None:
+            continue
+        against = text(name).replace("start", "the start")
+        bounds = "" if row["low"] is None else f" ({markup.interval(row['low'], row['high'])})"
+        size = f"{markup.points(row['difference'])} points"
+        if row["verdict"] == "not told apart":
+            said.append(f"not told apart from {against}: {size}{bounds}, which can be chance")
+        else:
+            p = markup.p_value(row["adjusted"])
+            p = p if p.startswith("&lt;") else f"= {p}"
+            said.append(f"{row['verdict']} than {against}: {size}{bounds}, p {p}")
+    if not said:
         return ""
-    said = [
-        f"{markup.points(row['difference'])} points over {text(name).replace('start', 'the start')}"
-        f" ({markup.interval(row['low'], row['high'])})"
-        for name, row in rows
-    ]
-    words = f"Question by question that is {' and '.join(said)}."
-    if any(row["low"] <= 0 <= row["high"] for _, row in rows):
-        words += " An interval that holds 0 leaves open whether there is any difference at all."
+    words = f"Question by question it is {'; and '.join(said)}."
+    for change in report["changes"]:
+        if change["run"] == run and not change["graded"]:
+            anchor = markup.file_name(run)
+            words += (
+                f' <a href="#{anchor}-better">{change["better"]:,} questions</a> that were wrong '
+                f'are right now, <a href="#{anchor}-worse">{change["worse"]:,}</a> that were right '
+                "are wrong."
+            )
     return words
 
 

@@ -82,7 +82,7 @@ def evaluated_in(out: Path) -> dict[str, Located]:
     """
     found: dict[str, Located] = {}
     runs = list(_runs(out))
-    fields = {run.name: _fields(run.recipe_yaml) for run in runs}
+    fields = {run.name: recipe_fields(run.recipe_yaml) for run in runs}
     every = [name for names in fields.values() for name in names]
     items = evaluations(runs)
     for item in items:
@@ -121,7 +121,7 @@ def _runs(out: Path) -> Iterator[RunInfo]:
             yield RunInfo(name=name, seed=seed, recipe_yaml=text, stages=stages)
 
 
-def _fields(recipe_yaml: str) -> list[str]:
+def recipe_fields(recipe_yaml: str) -> list[str]:
     """``evaluation.by`` of a resolved recipe; one of an earlier version has none."""
     try:
         return list(yaml.safe_load(recipe_yaml)["evaluation"].get("by") or ())

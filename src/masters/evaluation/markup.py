@@ -75,11 +75,17 @@ def section(title: str, *parts: str, anchor: str = "") -> str:
     return f"<section{name}>\n<h2>{text(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
-def mark(verdict: str | None) -> str:
+def mark(verdict: str | None, against: str = "start") -> str:
     """The sign of a difference that was found; nothing where none was."""
     if verdict not in MARKS:
         return ""
-    return f'<span class="mark {verdict}" title="{verdict} than the start">{MARKS[verdict]}</span>'
+    words = f"{verdict} than {against}"
+    return f'<span class="mark {verdict}" title="{text(words)}">{MARKS[verdict]}</span>'
+
+
+def p_value(p: float) -> str:
+    """A p-value with four decimals, escaped."""
+    return "&lt; 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def marked_cell(row: Mapping[str, Any] | None, verdict: str | None = None, after: str = "") -> str:
@@ -138,6 +144,11 @@ def interval_bar(
     width = max(0.6, at(high) - at(low))
     band = f'<i style="left:{at(low):.2f}%;width:{width:.2f}%"></i>'
     return f'<div class="bar">{lines}{band}<b style="left:{at(value):.2f}%"></b></div>'
+
+
+def file_name(name: str) -> str:
+    """``name`` with what file names and anchors do not take made a dash."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
 
 
 def _short(number: float) -> str:

@@ -15,9 +15,7 @@ from masters.evaluation.readings import Row
 from masters.evaluation.statistics import t_interval
 
 
-def paper_tables(
-    found: Sequence[Evaluated], answers: Tables, seeds: Sequence[int], fields: Sequence[str]
-) -> list[Row]:
+def paper_tables(found: Sequence[Evaluated], answers: Tables, fields: Sequence[str]) -> list[Row]:
     """One table by the questions' kind and one by each field, where it parts them.
 
     With several seeds a cell is the mean over seeds with its t interval; a model that all seeds

@@ -121,9 +121,9 @@ def notes(content: dict[str, Any]) -> list[str]:
     found = []
     if len(rows) > 1:
         found.append(
-            f"{_UP} {_DOWN}: better or worse than {rows[0]['label']} on the same questions (McNemar's "
-            "exact test; sign flips where scores are graded or are means of groups), at 5 % for all "
-            "marks of the table together (Holm)"
+            f"{_UP} {_DOWN}: better or worse than {rows[0]['label']} on the same questions "
+            "(McNemar's exact test; sign flips where scores are graded or are means of groups), at "
+            "5 % for all marks of the table together (Holm)"
         )
     harnesses = {score["harness"] for row in rows for score in row["scores"].values()}
     found.append(f"harness: {', '.join(sorted(harnesses))}")
