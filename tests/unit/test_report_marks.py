@@ -29,6 +29,7 @@ def evaluated(
     kinds: Sequence[str] = ("a",),
     texts: Mapping[int, str] | None = None,
     level: str = "low",
+    label: str = "label",
 ) -> StageInfo:
     """An evaluate stage whose question i has scores[i] and the kind i modulo their number."""
     folder = root / name
@@ -37,7 +38,7 @@ def evaluated(
         said = (texts or {}).get(i, f"{name} says {i}")
         rows.append(
             {"question_id": f"q{i}", "ratio": 0, "text": said, "correct": score == 1}
-            | {"score": score, "kind": kinds[i % len(kinds)], "label": f"label {i}"}
+            | {"score": score, "kind": kinds[i % len(kinds)], "label": f"{label} {i}"}
             | {"fields": json.dumps({"level": level if i % 3 else "high"}), "finish": "stop"}
         )
     rows[-1]["finish"] = "length"
@@ -272,11 +273,57 @@ def test_hostile_answers_stay_text(tmp_path):
     before, after = flipped(3, 3, n=12)
     evil = dict.fromkeys(range(12), EVIL)
     _, page = reported(
-        tmp_path, before, {"masters": after}, texts=evil, kinds=("<i>a", "</table>b"), level="&lt;"
-    )
+        tmp_path, before, {"<u>m": after}, texts=evil, kinds=("<i>a", "</table>b"), level="&lt;",
+        label="<s>label",
+    )  # fmt: skip
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 12
-    for forbidden in ("<script", "<img src=x", "<i>a", "</table>b", "\u202e", "\x07"):
+    for forbidden in (
+        "<script",
+        "<img src=x",
+        "<i>a",
+        "</table>b",
+        "<s>",
+        "<u>m",
+        "\u202e",
+        "\x07",
+    ):
         assert forbidden not in page
+    assert 'href="#-u-m-better"' in page and 'id="-u-m-better"' in page
     assert "&amp;lt;" in page  # a category that looks like an entity stays what it is
     assert page.count("<table") == page.count("</table>")
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
+
+
+def test_each_phase_is_a_row_between_the_start_and_the_end(tmp_path):
+    before, after = flipped(20, 0)
+    half, same = [*after[:9], *before[9:]], flipped(0, 0)[1]
+    stages = {
+        "train/0-mid": tmp_path, "train/1-large": tmp_path, "train/10-mid": tmp_path,
+    }  # fmt: skip
+    trained = {name: StageInfo(kind="train", folder=f, seconds=0.0) for name, f in stages.items()}
+    finished(tmp_path, "train", {})
+    run = RunInfo(
+        name="ladder",
+        seed=0,
+        recipe_yaml="",
+        stages={
+            **trained,
+            "evaluate/start": evaluated(tmp_path, "start", before),
+            "evaluate/student@0": evaluated(tmp_path, "first", half),
+            "evaluate/student@1": evaluated(tmp_path, "second", after),
+            "evaluate/student": evaluated(tmp_path, "end", [*after[:15], *before[15:]]),
+            "evaluate/teacher-large": evaluated(tmp_path, "teacher", same),
+        },
+    )
+    report = write_report(tmp_path / "report", [run])
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    rows = [line["run"] for line in report["summary"]["runs"]]
+    assert rows == ["start", "ladder/0-mid", "ladder/1-large", "ladder", "teacher"]
+    verdicts = {row["run"]: row for row in report["summary"]["differences"]}
+    assert {run: row["gained"] for run, row in verdicts.items()} == {
+        "ladder/0-mid": 9, "ladder/1-large": 20, "ladder": 15,
+    }  # fmt: skip
+    assert "mark higher" in row_of(page, "ladder/0-mid", "runs")
+    # What the recipe leaves is the result, though a phase before it scored more.
+    assert [row["run"] for row in report["changes"]] == ["ladder"]
+    assert "the student, after ladder<" in page and "The highest of" not in page

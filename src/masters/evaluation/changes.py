@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from masters.evaluation.comparison import pair
 from masters.evaluation.contrasts import Tables, pairs
-from masters.evaluation.evaluated import Evaluated, rank
+from masters.evaluation.evaluated import Evaluated, is_end
 from masters.evaluation.readings import Row
 
 MOST = 12
@@ -31,7 +31,7 @@ def changes(found: Sequence[Evaluated], answers: Tables, seed: int) -> list[Row]
     """
     both = {
         run: of_seed[seed]
-        for run in dict.fromkeys(item.run for item in found if rank(item.run) == 1)
+        for run in dict.fromkeys(item.run for item in found if is_end(item.run))
         if seed in (of_seed := pairs(found, run, "start"))
     }
     count = max(LEAST, MOST // max(1, len(both)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from masters.evaluation.comparison import Answers, pair
-from masters.evaluation.evaluated import Evaluated, rank
+from masters.evaluation.evaluated import Evaluated, is_end, rank
 from masters.evaluation.paired import LEVEL, SIGN_FLIPS, Contrast, contrast, holm, sign_flip
 from masters.evaluation.readings import Row, read_json
 from masters.evaluation.statistics import Interval, t_interval, t_test
@@ -30,7 +30,7 @@ def differences(found: Sequence[Evaluated], answers: Tables, seeds: Sequence[int
     rows: list[Row] = []
     for run in dict.fromkeys(item.run for item in found if rank(item.run) == 1):
         for against in ("start", "sft"):
-            if run == against:
+            if run == against or (against == "sft" and not is_end(run)):
                 continue
             both = pairs(found, run, against)
             for seed in seeds:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from masters.evaluation import markup
-from masters.evaluation.evaluated import rank
+from masters.evaluation.evaluated import is_end
 from masters.evaluation.markup import paragraph, text
 from masters.evaluation.readings import Row, difference_of, measure, recipe_models
 
@@ -18,7 +18,7 @@ def headline(report: dict[str, Any], runs: Sequence[RunInfo]) -> str:
     """The page's title, its first paragraphs and the four numbers that matter most."""
     lines = {line["run"]: line for line in report["summary"]["runs"]}
     sizes = {role: model["parameters"] for role, model in report["models"].items()}
-    own = [line for name, line in lines.items() if rank(name) == 1]
+    own = [line for name, line in lines.items() if is_end(name)]
     best = max(own, key=lambda line: line["value"], default=None)
     parts = [
         '<p class="eyebrow">Masters · distillation report</p>',

@@ -12,7 +12,7 @@ import yaml
 
 from masters.artifacts import RunInfo, StageInfo, is_done, read_record
 from masters.errors import StageError
-from masters.evaluation.evaluated import evaluations, rank
+from masters.evaluation.evaluated import evaluations, is_end
 from masters.evaluation.readings import read_json
 
 EVALUATED = "evaluated"
@@ -65,7 +65,7 @@ def locate(word: str) -> Located:
             f"{folder}: holds no finished evaluation. Run `masters evaluate` with --out {folder}"
         )
     if not name:
-        own = [key for key in found if rank(key.partition("@")[0]) == 1]
+        own = [key for key in found if is_end(key.partition("@")[0])]
         name = own[0] if len(own) == 1 else ""
     if name not in found:
         raise StageError(

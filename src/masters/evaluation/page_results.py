@@ -8,7 +8,7 @@ from typing import Any
 from masters.evaluation import markup, plots
 from masters.evaluation.benchmarks.table import html_table
 from masters.evaluation.beside import Beside
-from masters.evaluation.evaluated import rank
+from masters.evaluation.evaluated import is_end, rank
 from masters.evaluation.markup import figure, marked_cell, paragraph, section, table, text
 from masters.evaluation.readings import Row, difference_of, measure
 from masters.evaluation.speed import Speeds, speed_sheet
@@ -43,7 +43,7 @@ def runs_section(report: dict[str, Any]) -> str:
     margin = max(0.02, 0.04 * (right - left))
     scale = (max(0.0, left - margin), min(1.0, right + margin))
     guides = [line["value"] for line in lines if line["run"] in ("start", "teacher")]
-    own = [line for line in lines if rank(line["run"]) == 1]
+    own = [line for line in lines if is_end(line["run"])]
     best = max(own, key=lambda line: line["value"])["run"] if own else None
     names = [name for name in ("start", "sft") if any(line["run"] == name for line in lines)]
     head = "".join(f'<th class="n">over {text(name)}</th>' for name in names)

@@ -15,7 +15,7 @@ from masters.errors import StageError
 from masters.evaluation.beside import Beside, read_beside, stamp
 from masters.evaluation.changes import changes
 from masters.evaluation.contrasts import differences
-from masters.evaluation.evaluated import Evaluated, evaluations, rank
+from masters.evaluation.evaluated import Evaluated, evaluations, is_end, rank
 from masters.evaluation.located import recipe_fields
 from masters.evaluation.markup import MARKS
 from masters.evaluation.paper_table import paper_tables
@@ -139,7 +139,7 @@ def terminal_table(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("gap closed", justify="right")
     for line in lines:
-        own = rank(line["run"]) == 1
+        own = is_end(line["run"])
         cells = [
             percent(line["value"]),
             f"{100 * line['low']:.1f} - {100 * line['high']:.1f}",
