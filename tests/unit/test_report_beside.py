@@ -44,9 +44,9 @@ def reported(out: Path) -> tuple[dict[str, Any], str]:
     before, after = flipped(10, 0)
     run = run_of(
         "masters",
-        evaluate__start=evaluated(out / "s", "start", before),
-        evaluate__student=evaluated(out / "s", "masters", after),
-        **{"evaluate__teacher-large": evaluated(out / "s", "teacher", [1.0] * 100)},
+        evaluated(out / "s", "start", before),
+        evaluated(out / "s", "masters", after),
+        {"evaluate/teacher-large": evaluated(out / "s", "teacher", [1.0] * 100)},
     )
     report = write_report(out / "report", [run], around=out)
     return report, (out / "report" / "report.html").read_text(encoding="utf-8")

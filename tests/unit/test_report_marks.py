@@ -62,8 +62,14 @@ def finished(folder: Path, kind: str, spec: Mapping[str, object]) -> StageInfo:
     return StageInfo(kind=kind, folder=folder, seconds=1.0)
 
 
-def run_of(name: str, seed: int = 0, **stages: StageInfo) -> RunInfo:
-    named = {key.replace("__", "/"): stage for key, stage in stages.items()}
+def run_of(
+    name: str,
+    start: StageInfo,
+    student: StageInfo,
+    more: Mapping[str, StageInfo] | None = None,
+    seed: int = 0,
+) -> RunInfo:
+    named = {"evaluate/start": start, "evaluate/student": student, **(more or {})}
     text = "evaluation: {by: [level]}\n"
     return RunInfo(name=name, seed=seed, recipe_yaml=text, stages=named)
 
@@ -83,8 +89,8 @@ def reported(
     whole: list[float | None] = [1.0 if score is not None else None for score in before]
     teacher = evaluated(tmp_path / "s", "teacher", whole, **more)
     runs = [
-        run_of(name, evaluate__start=start, **{"evaluate__teacher-large": teacher},
-               evaluate__student=evaluated(tmp_path / "s", name, scores, **more))
+        run_of(name, start, evaluated(tmp_path / "s", name, scores, **more),
+               {"evaluate/teacher-large": teacher})
         for name, scores in after.items()
     ]  # fmt: skip
     report = write_report(tmp_path / "report", runs)
@@ -184,8 +190,7 @@ def test_over_seeds_both_seeds_and_questions_must_agree(tmp_path):
         ("steady", steady, "higher"), ("mixed", mixed, "not told apart"),
     ):  # fmt: skip
         runs = [
-            run_of(name, seed, evaluate__start=start,
-                   evaluate__student=evaluated(tmp_path, f"{name}-{seed}", scores))
+            run_of(name, start, evaluated(tmp_path, f"{name}-{seed}", scores), seed=seed)
             for seed, scores in enumerate(per_seed)
         ]  # fmt: skip
         report = write_report(tmp_path / f"report-{name}", runs)
@@ -198,9 +203,7 @@ def test_two_rules_are_not_compared(tmp_path):
     before, after = flipped(30, 0)
     start, student = (evaluated(tmp_path, n, s) for n, s in (("start", before), ("own", after)))
     finished(student.folder, "evaluate", {"data": {}, "rule": {"rule": "numeric"}})
-    report = write_report(
-        tmp_path / "report", [run_of("own", evaluate__start=start, evaluate__student=student)]
-    )
+    report = write_report(tmp_path / "report", [run_of("own", start, student)])
     assert report["summary"]["differences"] == [] == report["changes"]
 
 
@@ -255,9 +258,9 @@ def test_missing_verdicts_of_a_judge_stage_with_their_reasons(tmp_path):
     write_shard(judged / "rewards" / shard_name(0), rows, REWARDS)
     run = run_of(
         "masters",
-        evaluate__start=evaluated(tmp_path, "start", before),
-        evaluate__student=evaluated(tmp_path, "masters", after),
-        **{"judge__0-large/teacher": finished(judged, "judge", {})},
+        evaluated(tmp_path, "start", before),
+        evaluated(tmp_path, "masters", after),
+        {"judge/0-large/teacher": finished(judged, "judge", {})},
     )
     report = write_report(tmp_path / "report", [run])
     [row] = report["verdicts"]["judged"]

@@ -64,16 +64,15 @@ def changes_section(
     if len(report["seeds"]) > 1:
         words += f" Seed {rows[0]['seed']}."
     parts = []
-    for place, row in enumerate(rows):
+    for row in rows:
         one, start = pairs(found, row["run"], "start")[row["seed"]]
         both = {"at the start": answers[start.folder], "now": answers[one.folder]}
         shown = [_way(row, way, both, opened[one.folder]) for way in ("better", "worse")]
         if len(rows) == 1:
             parts += shown
             continue
-        state = " open" if place == len(rows) - 1 else ""
         parts.append(
-            f"<details class=run{state}><summary>{text(row['run'])}</summary>{''.join(shown)}"
+            f"<details class=run open><summary>{text(row['run'])}</summary>{''.join(shown)}"
             "</details>"
         )
     return section(title, paragraph(words), table, *parts, anchor="changes")

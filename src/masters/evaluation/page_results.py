@@ -61,14 +61,14 @@ def runs_section(report: dict[str, Any]) -> str:
         body.append(
             f'<tr class="{kind}"><th scope="row">{text(line["run"])}</th>'
             f'<td class="n">{markup.percent(line["value"])}</td>'
-            f'<td class="n">{markup.interval(line["low"], line["high"])}</td>'
-            f'{gains}<td class="n">{closed}</td><td>{bar}</td></tr>'
+            f'{gains}<td class="n">{closed}</td>'
+            f'<td class="n">{markup.interval(line["low"], line["high"])}</td><td>{bar}</td></tr>'
         )
     axis = f"{100 * scale[0]:.0f} % to {100 * scale[1]:.0f} %"
     shown = (
         '<div class="scroll"><table class="paper"><thead><tr><th>run</th>'
         f'<th class="n">{measure(lines)}</th>'
-        f'<th class="n">95 % interval</th>{head}<th class="n">gap closed</th>'
+        f'{head}<th class="n">gap closed</th><th class="n">95 % interval</th>'
         f"<th>on a scale from {axis}</th></tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -155,7 +155,7 @@ def _paper_table(found: Row, lines: dict[str, Row], report: dict[str, Any]) -> s
         if averaged:
             cells.append(_tested_cell(row["average"]))
         whole = difference_of(report, run, "start")
-        cells.append(marked_cell(lines.get(run), whole and whole["verdict"]))
+        cells.append(marked_cell(lines.get(run), whole["verdict"] if whole else None))
         kind = "" if rank(run) == 1 else " class=fixed"
         body.append(f'<tr{kind}><th scope="row">{text(run)}</th>{"".join(cells)}</tr>')
     return (

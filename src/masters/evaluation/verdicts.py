@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from masters.data.tables import ANSWERS, REWARDS, read_shards
 from masters.evaluation.evaluated import Evaluated
@@ -31,7 +30,7 @@ def judged_verdicts(runs: Sequence[RunInfo]) -> list[Row]:
                 continue
             columns = ["reward", "reason", "judge"]
             table = read_shards(stage.folder / "rewards", REWARDS, columns)
-            lacking = table.filter(pc.is_null(table.column("reward")))
+            lacking = table.filter(table.column("reward").is_null())
             rows[stage.folder] = {
                 "stage": name.removeprefix("judge/"),
                 "judges": _counts(table.column("judge")),
@@ -55,7 +54,7 @@ def evaluated_verdicts(found: Sequence[Evaluated]) -> list[Row]:
         if item.folder in rows:
             continue
         table = read_shards(item.folder / "answers", ANSWERS, ["score", "finish"])
-        lacking = table.filter(pc.is_null(table.column("score")))
+        lacking = table.filter(table.column("score").is_null())
         rows[item.folder] = {
             "run": item.run,
             "seed": item.seed,
@@ -69,5 +68,5 @@ def evaluated_verdicts(found: Sequence[Evaluated]) -> list[Row]:
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """Value -> how often, the most frequent first."""
-    found = {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
+    found = {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
