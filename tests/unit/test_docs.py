@@ -32,19 +32,8 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture",
-            "benchmarks",
-            "calibrate",
-            "data",
-            "decisions",
-            "evaluation",
-            "families",
-            "gpu",
-            "judge",
-            "masks",
-            "methods",
-            "serving",
-            "verifiers",
+            "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
+            "families", "gpu", "judge", "judging", "masks", "methods", "serving", "verifiers",
         )  # fmt: skip
     ),
 )
