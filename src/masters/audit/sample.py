@@ -79,7 +79,9 @@ def draw(plan: Plan, count: int, seed: int) -> Sample:
             if len(mine) > 4 * count + 64:  # memory follows the sample, not the data
                 kept[stratum] = {(f.question_id, f.text): f for f in _first(mine, count)}
     if not sizes:
-        raise StageError(f"{plan.recipe.name}: no response has a verdict; nothing to audit")
+        raise StageError(
+            f"{plan.recipe.name}: no response has a verdict; nothing to audit"
+        )
     chosen: dict[tuple[str, str], _Found] = {}
     for stratum, share in sorted(allocate(sizes, count).items()):
         for found in _first(kept[stratum], share):
