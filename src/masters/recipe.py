@@ -350,6 +350,8 @@ class Evaluation(Section):
     """Evaluate the teachers at every mask ratio, not only whole."""
     masking_ratios: tuple[Ratio, ...] | None = None
     """The ratios of that curve; null: those of the teacher's phases."""
+    each_phase: bool = True
+    """Of several phases that train the student, evaluate what each left, not only the last."""
     max_new_tokens: Count | None = None
     """null: that of ``method.responses``."""
     by: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ A spec plus the fingerprints of its inputs determine what a stage folder holds. 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -245,6 +246,8 @@ class ReportSpec(Spec):
 
     kind: Literal["report"] = "report"
     runs: tuple[RunInfo, ...]
+    out: Path | None = None
+    """The output folder; its benchmarks and speed.json are shown too."""
 
 
 StageSpec = Annotated[
