@@ -206,7 +206,9 @@ def steps_under(setting: Setting, steps: Callable[[], Steps], name: str) -> Foun
         for ratio, (folder, flops) in stored.items():
             for kind in ("hidden", "topk"):
                 # In memory, as threads have read it before a step asks.
-                signal = StoredSignal(folder / kind).read([scored_question(setting.cases[ratio])], 0)
+                signal = StoredSignal(folder / kind).read(
+                    [scored_question(setting.cases[ratio])], 0
+                )
 
                 def under(form: Form, case: Case = setting.cases[ratio]) -> dict[str, Any]:
                     return made.measured(case, signal, form, flops)  # noqa: B023
