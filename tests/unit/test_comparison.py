@@ -172,6 +172,18 @@ def test_other_settings_are_said(tmp_path: Path) -> None:
     assert "prompt.suffix is None for A, 'Answer.' for B" in comparison_sheet(found).notes[-1]
 
 
+def test_a_judge_against_a_rule_is_one_note_and_what_moves_nothing_is_none(tmp_path: Path) -> None:
+    rows, judge = [answer("q", 1.0)], {"model": "server", "name": "j", "max_missing": 0.05}
+    specs = [
+        {**SPEC, "rule": {"kind": "judge", "judge": judge}},
+        {**SPEC, "rule": {"kind": "judge", "judge": {**judge, "max_missing": 1.0}}},
+        {**SPEC, "rule": {"kind": "judge", "judge": None}},
+    ]
+    one, two, three = (evaluation(tmp_path / str(n), rows, spec) for n, spec in enumerate(specs))
+    assert compare(one, two).settings == {}
+    assert compare(one, three).settings == {"rule.judge": (judge, None)}
+
+
 # --------------------------------------------------------------------------------- categories
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ SCHEMA = 1
 _NAMED = 5
 _NOT_HOW = {"model", "side", "checkpoint", "data", "ratios", "benchmark", "kind"}
 """Keys of an evaluation's spec that do not say how a question is asked and judged."""
+
+_MOVES_NOTHING = {"max_missing"}
+"""Keys at any depth that are written down with a judge and change no verdict."""
 
 Answers = Mapping[str, Row]
 
@@ -217,16 +220,18 @@ def _line(
 def _settings(first: Located, second: Located) -> dict[str, tuple[Any, Any]]:
     """Keys by which the two were asked or judged differently."""
     specs = [read_record(located.folder)["spec"] for located in (first, second)]
-    one, two = (dict(_flat({k: v for k, v in s.items() if k not in _NOT_HOW})) for s in specs)
-    keys = dict.fromkeys([*one, *two])
-    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+    one, two = ({k: v for k, v in spec.items() if k not in _NOT_HOW} for spec in specs)
+    return dict(_different(one, two))
 
 
-def _flat(value: Any, at: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and values of nested maps."""
-    if not isinstance(value, dict):
-        return [(at, value)]
-    return [pair for key in value for pair in _flat(value[key], f"{at}.{key}" if at else key)]
+def _different(one: Any, two: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Dotted keys with both values, as deep as both are maps."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        for key in dict.fromkeys([*one, *two]):
+            if key not in _MOVES_NOTHING:
+                yield from _different(one.get(key), two.get(key), f"{at}.{key}" if at else key)
+    elif one != two:
+        yield at, (one, two)
 
 
 def _not_the_same(first: Located, second: Located, pairing: Pairing) -> str:
