@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from masters.artifacts import read_record
 from masters.errors import StageError
-from masters.evaluation.categories import Row, tables_of
+from masters.evaluation.categories import KIND, Row, tables_of
 from masters.evaluation.located import Located
 from masters.evaluation.paired import LEVEL, holm, mcnemar, paired_bootstrap, sign_flip
 from masters.evaluation.readings import read_answers
@@ -154,7 +155,10 @@ def compare(
     graded = any(
         rows[key]["score"] not in (0, 1) for rows in (ours, theirs) for key in pairing.shared
     )
-    tables = tables_of(shared, [*first.by, *second.by, *fields])
+    have = {KIND}.union(*(json.loads(row["fields"]) for row in shared.values()))
+    # What one recipe names need not be in the other's data, or in this format.
+    named = [by for by in (*first.by, *second.by) if by in have]
+    tables = tables_of(shared, [*named, *fields])
     lines = [_line("all", "all", list(shared), ours, theirs, graded=graded)]
     parts = [
         _line(by, category, ids, ours, theirs, graded=graded)
