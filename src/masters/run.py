@@ -177,8 +177,8 @@ def _run_plans(
     checked = [plan.recipe.runtime.images_checked for plan in plans]
     at_most = None if None in checked else max(n for n in checked if n is not None)
     check((opened[task.folder] for task in todo), images_checked=at_most)
-    if not (plans[0].out / VERDICTS).exists():  # kept verdicts may be all that is needed
-        check_servers((task.name, task.spec, task.runtime) for task in todo)
+    asking = ((task.name, task.spec, task.runtime) for task in todo)
+    check_servers(asking, plans[0].out / VERDICTS)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
