@@ -364,6 +364,9 @@ class Runtime(Section):
     teacher_device: str = Field(default="same", pattern=r"^(same|cpu|offload|cuda(:[0-9]+)?)$")
     """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
     device, its layers kept in the host's memory and brought over when they run."""
+    engine: Literal["single", "fsdp2", "deepspeed"] = "single"
+    """How a train stage runs: single: in one process; fsdp2: in torchrun's processes, weights,
+    gradients and moments sharded among them; deepspeed: the same by ZeRO-3."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None

@@ -75,7 +75,6 @@ def generated(
     precision: Precision,
     engine: str = "transformers",
     sampled: bool = True,
-    pictures: bool = True,
 ) -> Work:
     """Answers to prompts, ``samples`` each.
 
@@ -86,7 +85,7 @@ def generated(
         prompts: how many.
         batch: responses at a time.
         limit: tokens that a response may have.
-        pictures: whether prompts have any.
+        sampled: not greedy.
     """
     mean, longest = workload.answer(limit)
     own = engine == "transformers"
@@ -94,11 +93,10 @@ def generated(
     batches = math.ceil(prompts / at_once) if own else prompts / at_once
     rows = min(at_once, prompts) * samples if own else at_once * samples
     steps = longest if own else mean
-    prompt = workload.prompt if pictures else workload.judge_tokens + mean
-    image = workload.image_tokens if pictures else 0.0
+    prompt = workload.prompt
     readings = prompts * (samples if own else 1)
     reading = counts.language(shape, prompt, prompt**2) + counts.logits(shape, 1)
-    reading += counts.tower(shape, image)
+    reading += counts.tower(shape, workload.image_tokens)
     overhead = 1.0 if own else cluster.efficiency.vllm_share.value
     context = prompt + steps / 2
     flops = counts.language(shape, rows, rows * context) + counts.logits(shape, rows)

@@ -12,7 +12,7 @@ from masters.recipe_errors import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Tokens of a question; the defaults are those of docs/scaling.md, and assumed.
+    """What a question is like; the defaults are those of docs/scaling.md, and assumed.
 
     Args:
         image_tokens: of its pictures, in the prompt.
@@ -23,6 +23,7 @@ class Workload:
         distinct: share of a question's responses that are not the same as another.
         judge_tokens: of a judge's prompt, the response apart.
         explanation_tokens: of a judge's explanation.
+        test_questions: held-out questions, where their files are not here.
     """
 
     image_tokens: float = 900
@@ -33,6 +34,7 @@ class Workload:
     distinct: float = 1.0
     judge_tokens: float = 400
     explanation_tokens: float = 80
+    test_questions: float = 5000
 
     @property
     def prompt(self) -> float:
