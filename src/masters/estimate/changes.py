@@ -11,8 +11,8 @@ from masters.errors import RecipeError
 from masters.estimate.cluster import Cluster
 from masters.estimate.jobs import place
 from masters.estimate.stages import Jobs
-from masters.recipe import Recipe, recipe_from_yaml
-from masters.recipe_file import merge, to_yaml
+from masters.recipe import Recipe
+from masters.recipe_file import merge
 from masters.specs import EvaluateSpec, GenerateSpec, ScoreSpec, SignalSpec, StageSpec, TrainSpec
 
 Settings = tuple[tuple[str, object], ...]
@@ -58,8 +58,17 @@ def first_change(jobs: Jobs, name: str) -> Change | None:
         if changed := _with(jobs, tuple(together.items())):
             tried = tuple(together.items())
             if _fits(changed, name):
-                return Change(sets=_written(tried))
+                return Change(sets=_written(_needed(jobs, name, tried)))
     return _other_cluster(jobs, name)
+
+
+def _needed(jobs: Jobs, name: str, settings: Settings) -> Settings:
+    """Without those that the stage fits without."""
+    for one in settings:
+        fewer = tuple(other for other in settings if other != one)
+        if (changed := _with(jobs, fewer)) and _fits(changed, name):
+            settings = fewer
+    return settings
 
 
 def _candidates(spec: StageSpec, jobs: Jobs) -> Iterator[Settings]:
@@ -103,7 +112,7 @@ def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe with these keys set; maps merge.
 
     Raises:
-        RecipeError: there is no such key, or the result is no recipe.
+        ValidationError: there is no such key, or the result is no recipe.
     """
     values = recipe.model_dump(mode="json")
     for key, value in settings:
@@ -112,7 +121,7 @@ def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
             nested = {part: nested}
         assert isinstance(nested, dict)
         values = merge(values, nested)
-    return recipe_from_yaml(to_yaml(values), recipe.name)
+    return Recipe.model_validate(values).named(recipe.name)
 
 
 def _with(jobs: Jobs, settings: Settings) -> Jobs | None:
@@ -177,6 +186,3 @@ def whole_nodes(count: int, per_node: int) -> int:
 
 def _on(jobs: Jobs, cluster: Cluster) -> Jobs:
     return Jobs(jobs.recipe, jobs.questions, cluster, jobs.workload)
-
-
-

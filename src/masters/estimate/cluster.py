@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from masters.errors import RecipeError
 from masters.recipe_errors import dotted, nearest, short
-from masters.recipe_parts import Count, NotNegative, Positive, Precision, Section, Unit
+from masters.recipe_parts import Count, NotNegative, Positive, Precision, Section
 
 SHIPPED = Path(__file__).parents[1] / "clusters"
 
@@ -81,7 +81,7 @@ class Cluster(Section):
     """GPUs of one kind. ``gb`` is 1e9 bytes."""
 
     name: str
-    device: Any = Field(default="cuda", pattern="^(cuda|cpu)$")
+    device: Literal["cuda", "cpu"] = "cuda"
     """cpu: the machine's processor counts as its GPU, by processor time of one thread."""
     gpus: Count
     gpus_per_node: Count = 8
@@ -149,7 +149,9 @@ def load_cluster(path_or_name: str | Path, *, gpus: int | None = None) -> Cluste
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: is no mapping; expected name, gpus, memory_gb ... as in {SHIPPED}")
+        raise RecipeError(
+            f"{path}: is no mapping; expected name, gpus, memory_gb ... as in {SHIPPED}"
+        )
     if gpus is not None:
         content["gpus"] = gpus
     try:
@@ -161,7 +163,9 @@ def load_cluster(path_or_name: str | Path, *, gpus: int | None = None) -> Cluste
 def _find(text: str) -> Path:
     if text.endswith((".yaml", ".yml")) or "/" in text:
         if not Path(text).is_file():
-            raise RecipeError(f"{text}: no such file; shipped clusters: {', '.join(shipped_clusters())}")
+            raise RecipeError(
+                f"{text}: no such file; shipped clusters: {', '.join(shipped_clusters())}"
+            )
         return Path(text)
     names = shipped_clusters()
     if text not in names:
@@ -188,14 +192,8 @@ def _lines(path: Path, error: ValidationError) -> list[str]:
         elif detail["type"] == "value_error":
             found.append(f"{path}: {context['error']}")
         else:
-            said = detail["msg"].lower().replace("input should be", "expected").replace("valid ", "")
+            said = (
+                detail["msg"].lower().replace("input should be", "expected").replace("valid ", "")
+            )
             found.append(f"{path}: {at} is {short(detail['input'])}; {said}")
     return found
-
-
-def share_keys() -> tuple[str, ...]:
-    """The names of the efficiency numbers, in their order."""
-    return tuple(Efficiency.model_fields)
-
-
-__all__ = ["Assumed", "Cluster", "Efficiency", "Tflops", "Unit", "load_cluster", "shipped_clusters"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from masters.estimate.counts import ModelShape
 from masters.estimate.passes import ITEM, Row, Trained, chunk_tokens, group_row
 from masters.estimate.workload import Workload
+from masters.models.counts import ModelShape
 from masters.recipe import ModelSource, Precision, Runtime
 from masters.sizes import FROZEN_BYTES, TRAINED_BYTES
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from masters.estimate import counts
 from masters.estimate.cluster import Cluster
-from masters.estimate.counts import ModelShape
 from masters.estimate.work import Work
 from masters.estimate.workload import Workload
+from masters.models import counts
+from masters.models.counts import ModelShape
 from masters.recipe import Precision, Runtime
 
 ITEM: dict[Precision, int] = {"bf16": 2, "fp32": 4}

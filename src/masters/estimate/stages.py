@@ -9,9 +9,8 @@ from typing import assert_never
 from masters.curriculum import iterations
 from masters.drafts import Draft
 from masters.errors import MastersError
-from masters.estimate import counts, memory, passes
+from masters.estimate import memory, passes
 from masters.estimate.cluster import Cluster
-from masters.estimate.counts import ModelShape
 from masters.estimate.jobs import Job, none, shares
 from masters.estimate.memory import Bytes
 from masters.estimate.passes import ITEM
@@ -20,6 +19,8 @@ from masters.estimate.training import train_job
 from masters.estimate.work import Work
 from masters.estimate.workload import Workload
 from masters.fingerprints import Contents
+from masters.models import counts
+from masters.models.counts import ModelShape
 from masters.phases import draft_stages, phase_name
 from masters.recipe import DataSource, ModelSource, Precision, Recipe, ScenesSource
 from masters.specs import (
@@ -112,9 +113,9 @@ class Jobs:
         """Whether a model of that side visits its device layer by layer."""
         return side == "teacher" and self.recipe.runtime.teacher_device in ("offload", "cpu")
 
-    def loaded(self, shape: ModelShape, precision: Precision) -> Work:
-        """Opening a stage with this model; the GPUs of a node read side by side."""
-        at_once = min(self.cluster.gpus, self.cluster.gpus_per_node)
+    def loaded(self, shape: ModelShape, precision: Precision, processes: int) -> Work:
+        """Opening a stage with this model; the processes of a node read side by side."""
+        at_once = min(processes, self.cluster.gpus_per_node)
         return Work(stages=1, disk_bytes=ITEM[precision] * shape.parameters * at_once)
 
     # ---------------------------------------------------------------------------------- stages
@@ -137,7 +138,7 @@ class Jobs:
         return self._answers(
             shape, spec.precision, spec.source, prompts, spec.samples, spec.max_new_tokens,
             shard=spec.shard_questions, engine=spec.engine,
-            disk=prompts * spec.samples * self.workload.answer(spec.max_new_tokens)[0] * TOKEN_BYTES,
+            token_bytes=TOKEN_BYTES,
         )  # fmt: skip
 
     def _evaluate(self, draft: Draft, spec: EvaluateSpec) -> Job:
@@ -151,7 +152,7 @@ class Jobs:
     def _answers(
         self, shape: ModelShape, precision: Precision, side: str, prompts: float, samples: int,
         limit: int, *, shard: int, engine: str = "transformers", sampled: bool = True,
-        disk: float = 0.0,
+        token_bytes: int = 0,
     ) -> Job:  # fmt: skip
         """Answers of one model, shared by shards."""
         workload, runtime, cluster = self.workload, self.recipe.runtime, self.cluster
@@ -172,7 +173,7 @@ class Jobs:
             questions = Work(questions=shares(prompts, processes, shard))
             brought = Work(host_bytes=own.passes * ITEM[precision] * shape.layer_parameters)
             total = own + questions + (brought if streamed else Work())
-            return total * (1 / each) + self.loaded(shape, precision)
+            return total * (1 / each) + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:
             longest = workload.answer(limit)[1]
@@ -185,7 +186,8 @@ class Jobs:
 
         return Job(
             precision=precision, work=work, memory=needed, each=each,
-            most=math.ceil(prompts / shard), disk_gb=disk / 1e9,
+            most=math.ceil(prompts / shard),
+            disk_gb=prompts * samples * workload.answer(limit)[0] * token_bytes / 1e9,
         )  # fmt: skip
 
     def _judge(self, draft: Draft, spec: JudgeSpec) -> Job:
@@ -218,7 +220,7 @@ class Jobs:
                 )  # fmt: skip
                 brought = own.passes * ITEM[precision] * shape.layer_parameters
                 total = total + own + Work(host_bytes=brought if streamed else 0.0)
-            return total + self.loaded(shape, precision)
+            return total + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:
             taken = memory.answering(
@@ -227,9 +229,7 @@ class Jobs:
             )  # fmt: skip
             return {"weights": memory.weights(shape, precision, offload=streamed), **taken}
 
-        return Job(
-            precision=precision, work=work, memory=needed, most=math.ceil(prompts / shard)
-        )
+        return Job(precision=precision, work=work, memory=needed, most=math.ceil(prompts / shard))
 
     def _score(self, draft: Draft, spec: ScoreSpec) -> Job:
         answers = self.drafts[draft.inputs["responses"]].spec
@@ -277,7 +277,7 @@ class Jobs:
             one = Work(forward_flops=one.forward_flops, head_flops=scored, **fewer)
             brought = fewer["passes"] * ITEM[precision] * shape.layer_parameters
             one += Work(questions=1, rows=samples, host_bytes=brought if streamed else 0.0)
-            return one * questions + self.loaded(shape, precision)
+            return one * questions + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:
             tokens, image = at_once * row.tokens, at_once * row.pictures * workload.image_tokens
@@ -318,4 +318,3 @@ def _elsewhere(precision: Precision, rows: float, note: str = NOT_HERE) -> Job:
         precision=precision, work=lambda n: Work(stages=1), memory=none, shared=False,
         notes=(note,),
     )  # fmt: skip
-

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from masters.drafts import Draft
-from masters.estimate import counts, memory, passes
-from masters.estimate.counts import ModelShape
+from masters.estimate import memory, passes
 from masters.estimate.jobs import Job
 from masters.estimate.memory import Bytes
 from masters.estimate.passes import ITEM, Trained
 from masters.estimate.shapes import shape_of_source
 from masters.estimate.work import Work
+from masters.models import counts
+from masters.models.counts import ModelShape
 from masters.recipe import ModelSource
 from masters.specs import GenerateSpec, TinyInit, TrainSpec
 
@@ -126,9 +127,9 @@ class _Training:
         own = math.ceil(spec.schedule.questions_per_step / processes)
         step = self._passes(own, processes)
         step += Work(updates=self.trained_parameters / processes)
-        opened = jobs.loaded(self.student, "fp32")
+        opened = jobs.loaded(self.student, "fp32", processes)
         if self.teacher is not None and self.live:
-            opened += jobs.loaded(self.teacher, spec.optimiser.precision)
+            opened += jobs.loaded(self.teacher, spec.optimiser.precision, processes)
             falls = len(spec.schedule.ratios) - 1
             opened += Work(disk_bytes=2 * falls * self.teacher.parameters, stages=-1)
         return step * steps + self._validated() + self._written(steps) + opened

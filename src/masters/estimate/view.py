@@ -18,7 +18,9 @@ def estimate_tables(found: PlanEstimate) -> RenderableType:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage in found.stages:
         table.add_row(*_cells(stage))
-    table.add_row("all, one after the other", "", "", "", "", _hours(found.hours), _hours(found.gpu_hours))
+    table.add_row(
+        "all, one after the other", "", "", "", "", _hours(found.hours), _hours(found.gpu_hours)
+    )
     cluster = found.cluster
     head = f"{found.plan} on {cluster.gpus} x {cluster.name} ({cluster.memory_gb:g} GB each)"
     return Group(Text(head, style="bold"), Text(), table, *_remarks(found), *_assumptions(found))
@@ -59,4 +61,10 @@ def _assumptions(found: PlanEstimate) -> list[RenderableType]:
         one = getattr(found.cluster.efficiency, name)
         table.add_row(name, f"{one.value:g}", one.source)
     figures = f"figures of the hardware: {' '.join(found.cluster.source.split())}"
-    return [Text(), Text(f"assumed of a question (--assume): {questions}"), Text(), table, Text(figures)]
+    return [
+        Text(),
+        Text(f"assumed of a question (--assume): {questions}"),
+        Text(),
+        table,
+        Text(figures),
+    ]

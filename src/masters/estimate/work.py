@@ -42,7 +42,9 @@ class Work:
     stages: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)})
+        return Work(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)}
+        )
 
     def __mul__(self, times: float) -> Work:
         return Work(**{name: value * times for name, value in asdict(self).items()})

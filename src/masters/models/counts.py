@@ -1,8 +1,7 @@
 """Floating-point operations of a model's passes, from its shape.
 
-A multiplication and its addition are two. A backward pass counts as twice its forward pass; softmax,
-norms and the optimiser count as nothing. Letters: P tokens of a prompt, R of a response, G
-responses, T tokens in all.
+A multiplication and its addition are two. A backward pass counts as twice its forward pass;
+softmax, norms and the optimiser count as nothing.
 """
 
 from __future__ import annotations
