@@ -38,6 +38,7 @@ class Case:
     rows: int = 32
 
 
+WARM = Case(name="warm", student=(64, 2), teacher=(64, 2), questions=24, tested=8)
 FITTED = (
     Case(name="narrow", student=(64, 2), teacher=(128, 2), response=8, questions=96, tested=96),
     Case(name="middle", student=(128, 4), teacher=(256, 4), signal="hidden"),

@@ -13,14 +13,15 @@ from masters.estimate.cluster import Assumed, Cluster
 #: What is fitted; the rest (disk, links) plays no part in these runs.
 FITTED = (
     "train_flops", "forward_flops", "head_flops", "layer_passes", "passes", "logits", "updates",
-    "questions", "rows", "masked", "stages",
+    "questions", "patches", "rows", "masked", "matrices", "stages",
 )  # fmt: skip
 #: Amount -> the number of a cluster's efficiency that prices it.
 NAMES = {
     "train_flops": "train", "forward_flops": "forward", "head_flops": "head",
     "layer_passes": "layer_seconds", "passes": "pass_seconds", "logits": "sample_seconds",
     "updates": "update_seconds", "questions": "question_seconds", "rows": "row_seconds",
-    "masked": "mask_seconds", "stages": "stage_seconds",
+    "patches": "patch_seconds", "masked": "mask_seconds", "matrices": "matrix_seconds",
+    "stages": "stage_seconds",
 }  # fmt: skip
 
 

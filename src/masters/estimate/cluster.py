@@ -50,12 +50,16 @@ class Efficiency(Section):
     """Of those three, what vLLM has (graphs captured beforehand, a sampler of its own)."""
     question_seconds: Assumed
     """Reading, encoding and bookkeeping of a question, where it is not hidden behind a pass."""
+    patch_seconds: Assumed
+    """The same for each patch of its pictures: decoding and resizing them."""
     row_seconds: Assumed
     """Storing and judging a response by rule."""
     update_seconds: Assumed
     """Clipping and AdamW: for each trained parameter, of a step."""
     mask_seconds: Assumed
     """Thresholds: for each weight of a matrix."""
+    matrix_seconds: Assumed
+    """The same for each matrix."""
     stage_seconds: Assumed
     """Opening a stage, beside reading its weights."""
     link: Assumed = Assumed(value=0.7)

@@ -78,8 +78,8 @@ def generated(
 ) -> Work:
     """Answers to prompts, ``samples`` each.
 
-    transformers repeats the prompt for each sample and goes on until the longest of a batch has
-    ended; other engines read it once and fill the batch again.
+    transformers repeats the prompt for each sample (its pictures are encoded once) and goes on
+    until the longest of a batch has ended; other engines read it once and fill the batch again.
 
     Args:
         prompts: how many.

@@ -118,12 +118,20 @@ class Jobs:
         at_once = min(processes, self.cluster.gpus_per_node)
         return Work(stages=1, disk_bytes=ITEM[precision] * shape.parameters * at_once)
 
+    def encoded(self, shape: ModelShape, questions: float) -> Work:
+        """Questions read and encoded for a model."""
+        patches = questions * self.workload.image_tokens * shape.patches
+        return Work(questions=questions, patches=patches)
+
     # ---------------------------------------------------------------------------------- stages
 
     def _mask(self, draft: Draft, spec: MaskSpec) -> Job:
         shape = self.shape(draft, spec.teacher, "teacher")
         stored = 2 if self.cluster.device == "cuda" else 4
-        work = Work(stages=1, masked=shape.parameters, disk_bytes=stored * shape.parameters)
+        work = Work(
+            stages=1, masked=shape.parameters, matrices=shape.matrices,
+            disk_bytes=stored * shape.parameters,
+        )  # fmt: skip
         note = "on the host's processor; its GPU waits"
         return Job(
             precision="bf16", work=lambda n: work, memory=none, shared=False,
@@ -146,15 +154,15 @@ class Jobs:
         shape = self.shape(draft, spec.model, "model")
         return self._answers(
             shape, spec.precision, spec.side, count, 1, spec.max_new_tokens,
-            shard=EVALUATED_SHARD, sampled=False,
+            shard=EVALUATED_SHARD, sampled=False, repeats=len(spec.ratios),
         )  # fmt: skip
 
     def _answers(
         self, shape: ModelShape, precision: Precision, side: str, prompts: float, samples: int,
         limit: int, *, shard: int, engine: str = "transformers", sampled: bool = True,
-        token_bytes: int = 0,
+        token_bytes: int = 0, repeats: int = 1,
     ) -> Job:  # fmt: skip
-        """Answers of one model, shared by shards."""
+        """Answers of one model, shared by shards; what was encoded is kept for its repeats."""
         workload, runtime, cluster = self.workload, self.recipe.runtime, self.cluster
         streamed, each = self.streamed(side), 1
         if engine == "vllm":
@@ -170,7 +178,7 @@ class Jobs:
                 samples=samples, batch=batch, limit=limit, precision=precision, engine=engine,
                 sampled=sampled,
             )  # fmt: skip
-            questions = Work(questions=shares(prompts, processes, shard))
+            questions = self.encoded(shape, shares(prompts, processes, shard) / repeats)
             brought = Work(host_bytes=own.passes * ITEM[precision] * shape.layer_parameters)
             total = own + questions + (brought if streamed else Work())
             return total * (1 / each) + self.loaded(shape, precision, processes)
@@ -276,7 +284,8 @@ class Jobs:
             fewer = {"layer_passes": one.layer_passes / at_once, "passes": one.passes / at_once}
             one = Work(forward_flops=one.forward_flops, head_flops=scored, **fewer)
             brought = fewer["passes"] * ITEM[precision] * shape.layer_parameters
-            one += Work(questions=1, rows=samples, host_bytes=brought if streamed else 0.0)
+            one += self.encoded(shape, 1)
+            one += Work(rows=samples, host_bytes=brought if streamed else 0.0)
             return one * questions + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:

@@ -150,9 +150,11 @@ class _Training:
             head_flops=one.head_flops * own,
             layer_passes=one.layer_passes * together,
             passes=one.passes * together,
-            questions=own,
         )
         teacher = self.teacher if self.live else None
+        for reader in (self.student, teacher):
+            if reader is not None:
+                found += jobs.encoded(reader, own)
         if teacher is not None and jobs.streamed("teacher"):
             found += Work(host_bytes=together * item * teacher.layer_parameters)
         if processes > 1:
@@ -176,7 +178,7 @@ class _Training:
             batch=jobs.recipe.runtime.generation_batch, limit=validation.max_new_tokens,
             precision=self.spec.optimiser.precision, sampled=False,
         )  # fmt: skip
-        return (answered + Work(questions=count)) * times
+        return answered * times + jobs.encoded(self.student, count)
 
     def _written(self, steps: int) -> Work:
         every = self.jobs.recipe.runtime.checkpoint_every

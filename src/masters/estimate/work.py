@@ -19,8 +19,9 @@ class Work:
         layer_passes, passes: of models, a step of decoding is one; backward passes are two more.
         logits: that tokens are chosen from.
         updates: trained parameters, for each step.
-        questions, rows: handled on the host.
-        masked: weights whose thresholds are measured.
+        questions, patches, rows: handled on the host: questions encoded, patches of their pictures,
+            responses.
+        masked, matrices: whose thresholds are measured: weights, and matrices.
         disk_bytes, host_bytes, link_bytes: read from disk; from the host; from other GPUs.
         stages: opened.
     """
@@ -34,8 +35,10 @@ class Work:
     logits: float = 0.0
     updates: float = 0.0
     questions: float = 0.0
+    patches: float = 0.0
     rows: float = 0.0
     masked: float = 0.0
+    matrices: float = 0.0
     disk_bytes: float = 0.0
     host_bytes: float = 0.0
     link_bytes: float = 0.0
@@ -74,8 +77,10 @@ def prices(cluster: Cluster, precision: Precision, *, gpus: int = 1) -> dict[str
         "logits": reached.sample_seconds.value,
         "updates": reached.update_seconds.value,
         "questions": reached.question_seconds.value,
+        "patches": reached.patch_seconds.value,
         "rows": reached.row_seconds.value,
         "masked": reached.mask_seconds.value,
+        "matrices": reached.matrix_seconds.value,
         "disk_bytes": 1e-9 / cluster.disk_gb_s,
         "host_bytes": 1e-9 / cluster.host_gb_s,
         "link_bytes": 1e-9 / (link * reached.link.value),

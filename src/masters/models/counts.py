@@ -28,6 +28,7 @@ class ModelShape:
         tower_span: patches that see each other at most; None: all of a picture.
         projector_weights: what multiplies each image token.
         patches: of a picture for each image token.
+        matrices: of all parts, each expert's by itself.
     """
 
     parameters: int
@@ -47,6 +48,7 @@ class ModelShape:
     tower_span: float | None
     projector_weights: int
     patches: float
+    matrices: int
 
     @property
     def head(self) -> int:

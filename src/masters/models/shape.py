@@ -8,7 +8,7 @@ from torch import nn
 
 from masters.models.counts import ModelShape
 from masters.models.families import family_of
-from masters.models.layers import CONVOLUTIONS
+from masters.models.layers import CONVOLUTIONS, maskable_layers
 from masters.models.offload import blocks_of
 
 
@@ -43,6 +43,7 @@ def model_shape(model: Any) -> ModelShape:
         tower_span=_span(vision),
         projector_weights=int(weights["projector"]),
         patches=patches_per_token(model.config),
+        matrices=len(maskable_layers(model)),
     )
 
 
