@@ -20,6 +20,7 @@ from masters.models.memory import doing
 from masters.rewards.judging.items import JudgeItem
 from masters.rewards.verifiers import GRADED
 from masters.specs import EvaluateSpec
+from masters.stages.features import answer_features
 from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
 from masters.stages.opening import (
     Prompts,
@@ -54,7 +55,11 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
-    )
+        features=answer_features(
+            context.runtime, teacher, samples=1,
+            asked=len(spec.ratios) * len(questions), questions=len(questions),
+        ),
+    )  # fmt: skip
     total = len(spec.ratios) * len(questions)
     parts = [
         (ratio, range(start, min(start + SHARD, len(questions))))
