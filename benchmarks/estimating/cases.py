@@ -51,13 +51,13 @@ FITTED = (
          words=48),
 )  # fmt: skip
 TESTED = (
-    Case(name="between", student=(160, 3), teacher=(224, 4), side=128, response=24, words=24),
-    Case(name="wider", student=(320, 4), teacher=(448, 4), questions=32, tested=32,
+    Case(name="between", student=(160, 2), teacher=(288, 3), side=112, response=20, words=28),
+    Case(name="wider", student=(320, 3), teacher=(416, 4), questions=40, tested=40,
          signal="hidden"),
-    Case(name="longer", student=(160, 4), teacher=(256, 4), side=192, response=40, words=40,
-         questions=32, tested=32),
-    Case(name="more", student=(96, 3), teacher=(192, 3), group=6, questions=96, tested=128, micro=2,
-         signal="hidden"),
-    Case(name="larger groups", student=(192, 2), teacher=(320, 3), group=12, response=12, rows=48,
+    Case(name="longer", student=(160, 4), teacher=(224, 4), side=192, response=32, words=40,
+         questions=40, tested=24),
+    Case(name="more", student=(96, 3), teacher=(192, 3), group=6, questions=120, tested=128,
+         micro=2, signal="hidden"),
+    Case(name="larger groups", student=(192, 3), teacher=(320, 2), group=12, response=12, rows=48,
          questions=40, tested=64),
 )  # fmt: skip

@@ -96,7 +96,9 @@ def generated(
     prompt = workload.prompt
     readings = prompts * (samples if own else 1)
     reading = counts.language(shape, prompt, prompt**2) + counts.logits(shape, 1)
-    reading += counts.tower(shape, workload.image_tokens)
+    seeing = counts.tower(shape, workload.image_tokens)
+    # Where a prompt has several samples its picture is encoded by itself.
+    towers = prompts if samples > 1 and workload.image_tokens else batches
     overhead = 1.0 if own else cluster.efficiency.vllm_share.value
     context = prompt + steps / 2
     flops = counts.language(shape, rows, rows * context) + counts.logits(shape, rows)
@@ -110,9 +112,9 @@ def generated(
     bound = moved / bandwidth > flops / peak
     decoded = batches * max(0.0, steps - 1)
     return Work(
-        forward_flops=readings * reading + (0 if bound else decoded * flops),
+        forward_flops=readings * reading + prompts * seeing + (0 if bound else decoded * flops),
         decode_bytes=decoded * moved if bound else 0,
-        layer_passes=overhead * (batches * shape.tower_layers + batches * steps * shape.layers),
+        layer_passes=overhead * (towers * shape.tower_layers + batches * steps * shape.layers),
         passes=overhead * batches * steps,
         logits=overhead * batches * steps * rows * shape.head_rows * (1 if sampled else 0.5),
         rows=prompts * samples,

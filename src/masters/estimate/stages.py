@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import assert_never
 
-from masters.curriculum import iterations
+from masters.curriculum import count_pairs
 from masters.drafts import Draft
 from masters.errors import MastersError
 from masters.estimate import memory, passes
@@ -306,12 +306,9 @@ class Jobs:
 
 def asked(spec: GenerateSpec, n_questions: int) -> int:
     """How many (question, ratio) pairs the stage asks."""
-    size = spec.schedule.questions_per_step
-    once = iterations(n_questions, spec.schedule) * size <= n_questions
-    if once:  # within one epoch no question comes twice
-        pairs = (spec.stop - spec.start) * size
-        return pairs * (len(spec.schedule.ratios) if spec.on_full_cross else 1)
-    return len(planned_pairs(spec, n_questions))
+    if spec.on_full_cross:
+        return len(planned_pairs(spec, n_questions))
+    return count_pairs(spec.schedule, n_questions, spec.start, spec.stop)
 
 
 def _chat(workload: Workload, prompt: float, answer: float) -> Workload:
