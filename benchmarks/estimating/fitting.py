@@ -11,7 +11,7 @@ from estimating.running import Ran
 from masters.estimate.cluster import Assumed, Cluster
 
 #: What is fitted; the rest (disk, links) plays no part in these runs.
-FITTED = (
+FITTED: tuple[str, ...] = (
     "train_flops", "forward_flops", "head_flops", "layer_passes", "passes", "logits", "updates",
     "questions", "patches", "rows", "masked", "matrices", "stages",
 )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from masters.estimate.memory import kept_by_layers, kept_by_tower
 from masters.models import counts
 from masters.models.layers import meta_model
 from masters.models.load import load_config
@@ -102,3 +103,27 @@ def test_scoring_makes_logits_again_beyond_a_chunk(model: Any) -> None:
     assert counts.scoring(shape, shape, 100, chunk=100) == pytest.approx((2 + 3) * one)
     assert counts.scoring(shape, shape, 100, chunk=50) == pytest.approx((2 * 1.5 + 3) * one)
     assert counts.scoring(shape, None, 100, chunk=100) == pytest.approx((1 + 2) * one)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """Counted tensors of a forward pass beside the storages that its backward pass would need."""
+    from transformers import AutoModelForImageTextToText
+
+    config = unloaded(ModelSource(tiny="qwen3_vl_1m", sft=Sft()))[0].config
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    for text in (40, 400):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = model.model(**inputs(model, text)).last_hidden_state
+        shape = model_shape(model)
+        counted = kept_by_layers(shape, IMAGE + text) + kept_by_tower(shape, IMAGE)
+        assert 4 * counted == pytest.approx(sum(kept.values()), rel=0.3), text
+        del states

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import assert_never
 
+from masters import lineage
 from masters.curriculum import count_pairs
 from masters.drafts import Draft
 from masters.errors import MastersError
@@ -39,7 +40,8 @@ from masters.stages.generate import planned_pairs
 EVALUATED_SHARD = 512
 #: Bytes of a stored token: its id and its log-probability, as Parquet packs them.
 TOKEN_BYTES = 8
-NOT_HERE = "runs on a server: counted neither in hours nor in memory"
+SERVED = "by a server: counted as vLLM on these GPUs, over as many as its weights need"
+AWAY = "the teacher runs on the host's processor: not counted"
 
 
 class Jobs:
@@ -109,6 +111,24 @@ class Jobs:
         except MastersError:
             return min(fallback, source.limit or fallback)
 
+    def phase_teacher(self, draft: Draft) -> ModelShape:
+        """The shape of the teacher of the phase that a stage belongs to."""
+        phases, phase = self.recipe.method.phases, draft.name.split("/")[1]
+        index = next(i for i, one in enumerate(phases) if phase_name(i, one) == phase)
+        version = lineage.teacher(phases, index)
+        assert version is not None
+        sources = (self.recipe.models.student, *self.recipe.models.teachers)
+        return shape_of_source(next(one for one in sources if one.name == version.model))
+
+    def spread(self, engine: str, needed: float) -> int:
+        """GPUs that one copy of an engine's model takes: as told, or as its memory needs."""
+        told = getattr(getattr(self.recipe.runtime, "vllm", None), "tensor_parallel", None)
+        if engine == "vllm" and told is not None:
+            return told
+        free = self.cluster.bytes - 1e9 * self.cluster.efficiency.reserved_gb.value
+        counts = (n for n in (1, 2, 4, 8) if needed / n <= free and n <= self.cluster.gpus)
+        return next(counts, min(8, self.cluster.gpus))
+
     def streamed(self, side: str) -> bool:
         """Whether a model of that side visits its device layer by layer."""
         return side == "teacher" and self.recipe.runtime.teacher_device in ("offload", "cpu")
@@ -140,8 +160,6 @@ class Jobs:
 
     def _generate(self, draft: Draft, spec: GenerateSpec) -> Job:
         prompts = asked(spec, self.questions)
-        if spec.engine == "server":
-            return _elsewhere(spec.precision, prompts * spec.samples)
         shape = self.shape(draft, spec.model, "model")
         return self._answers(
             shape, spec.precision, spec.source, prompts, spec.samples, spec.max_new_tokens,
@@ -164,23 +182,21 @@ class Jobs:
     ) -> Job:  # fmt: skip
         """Answers of one model, shared by shards; what was encoded is kept for its repeats."""
         workload, runtime, cluster = self.workload, self.recipe.runtime, self.cluster
-        streamed, each = self.streamed(side), 1
-        if engine == "vllm":
-            block = getattr(runtime, "vllm", None)
-            each, streamed = getattr(block, "tensor_parallel", 1), False
-        elif side == "teacher" and runtime.teacher_device == "cpu":
-            return _elsewhere(precision, prompts * samples, "the teacher runs on the processor")
+        own = engine == "transformers"
+        streamed = own and self.streamed(side)
+        if own and side == "teacher" and runtime.teacher_device == "cpu":
+            return _elsewhere(precision)
         batch = min(runtime.generation_batch, max(samples, shard * samples))
 
         def work(processes: int) -> Work:
-            own = passes.generated(
+            answered = passes.generated(
                 shape, workload, cluster, prompts=shares(prompts, processes, shard),
                 samples=samples, batch=batch, limit=limit, precision=precision, engine=engine,
                 sampled=sampled,
             )  # fmt: skip
             questions = self.encoded(shape, shares(prompts, processes, shard) / repeats)
-            brought = Work(host_bytes=own.passes * ITEM[precision] * shape.layer_parameters)
-            total = own + questions + (brought if streamed else Work())
+            brought = Work(host_bytes=answered.passes * ITEM[precision] * shape.layer_parameters)
+            total = answered + questions + (brought if streamed else Work())
             return total * (1 / each) + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:
@@ -192,9 +208,11 @@ class Jobs:
             held = {"weights": memory.weights(shape, precision, offload=streamed), **taken}
             return {name: value / each for name, value in held.items()}
 
+        each = 1
+        each = 1 if own else self.spread(engine, sum(needed(1).values()))
         return Job(
             precision=precision, work=work, memory=needed, each=each,
-            most=math.ceil(prompts / shard),
+            most=math.ceil(prompts / shard), notes=(SERVED,) if engine == "server" else (),
             disk_gb=prompts * samples * workload.answer(limit)[0] * token_bytes / 1e9,
         )  # fmt: skip
 
@@ -202,19 +220,21 @@ class Jobs:
         answers = self.drafts[draft.inputs["responses"]].spec
         assert isinstance(answers, GenerateSpec)
         prompts, shard = asked(answers, self.questions), answers.shard_questions
-        rows = prompts * answers.samples
-        if spec.judge is None and spec.rule.kind == "judge":
-            return _elsewhere("fp32", rows)
-        if spec.judge is None or spec.rule.judge is None:
+        if spec.rule.judge is None:
             return Job(
                 precision="fp32", memory=none, most=math.ceil(prompts / shard),
                 work=lambda n: Work(stages=1, rows=shares(prompts, n, shard) * answers.samples),
             )  # fmt: skip
-        shape = self.shape(draft, spec.judge.model, "judge")
-        precision, judge = spec.judge.precision, spec.rule.judge
+        judge, engine = spec.rule.judge, "server" if spec.judge is None else "transformers"
+        if spec.judge is None:
+            # The paper's judge is the model that generates; whatever is served counts as that.
+            shape, precision = self.phase_teacher(draft), self.recipe.method.optimiser.precision
+        else:
+            shape = self.shape(draft, spec.judge.model, "judge")
+            precision = spec.judge.precision
         workload, batch = self.workload, self.recipe.runtime.generation_batch
         distinct = answers.samples * workload.distinct
-        streamed = self.streamed("teacher")
+        streamed = engine == "transformers" and self.streamed("teacher")
         explained = _chat(workload, workload.judge_tokens, workload.explanation_tokens)
         scored = _chat(workload, 150 + workload.explanation_tokens, 3)
 
@@ -224,20 +244,26 @@ class Jobs:
             for chat, limit in ((explained, judge.max_new_tokens), (scored, 16)):
                 own = passes.generated(
                     shape, chat, self.cluster, prompts=calls, samples=1, batch=batch,
-                    limit=limit, precision=precision, sampled=False,
+                    limit=limit, precision=precision, sampled=False, engine=engine,
                 )  # fmt: skip
                 brought = own.passes * ITEM[precision] * shape.layer_parameters
                 total = total + own + Work(host_bytes=brought if streamed else 0.0)
-            return total + self.loaded(shape, precision, processes)
+            return total * (1 / each) + self.loaded(shape, precision, processes)
 
         def needed(_: int) -> Bytes:
             taken = memory.answering(
                 shape, explained, precision, rows=batch, longest=judge.max_new_tokens,
                 prompt=workload.judge_tokens + workload.response_tokens, image=0,
             )  # fmt: skip
-            return {"weights": memory.weights(shape, precision, offload=streamed), **taken}
+            held = {"weights": memory.weights(shape, precision, offload=streamed), **taken}
+            return {name: value / each for name, value in held.items()}
 
-        return Job(precision=precision, work=work, memory=needed, most=math.ceil(prompts / shard))
+        each = 1
+        each = self.spread(engine, sum(needed(1).values())) if engine == "server" else 1
+        return Job(
+            precision=precision, work=work, memory=needed, each=each,
+            most=math.ceil(prompts / shard), notes=(SERVED,) if engine == "server" else (),
+        )  # fmt: skip
 
     def _score(self, draft: Draft, spec: ScoreSpec) -> Job:
         answers = self.drafts[draft.inputs["responses"]].spec
@@ -319,8 +345,8 @@ def _chat(workload: Workload, prompt: float, answer: float) -> Workload:
     )  # fmt: skip
 
 
-def _elsewhere(precision: Precision, rows: float, note: str = NOT_HERE) -> Job:
+def _elsewhere(precision: Precision) -> Job:
     return Job(
         precision=precision, work=lambda n: Work(stages=1), memory=none, shared=False,
-        notes=(note,),
+        notes=(AWAY,),
     )  # fmt: skip
