@@ -51,13 +51,13 @@ FITTED = (
          words=48),
 )  # fmt: skip
 TESTED = (
-    Case(name="between", student=(160, 2), teacher=(288, 3), side=112, response=20, words=28),
-    Case(name="wider", student=(320, 3), teacher=(416, 4), questions=40, tested=40,
+    Case(name="between", student=(160, 3), teacher=(224, 3), side=128, response=20, words=28),
+    Case(name="wider", student=(288, 4), teacher=(416, 3), questions=40, tested=40,
          signal="hidden"),
-    Case(name="longer", student=(160, 4), teacher=(224, 4), side=192, response=32, words=40,
+    Case(name="longer", student=(160, 4), teacher=(224, 4), side=176, response=32, words=40,
          questions=40, tested=24),
-    Case(name="more", student=(96, 3), teacher=(192, 3), group=6, questions=120, tested=128,
+    Case(name="more", student=(96, 3), teacher=(192, 3), group=6, questions=112, tested=120,
          micro=2, signal="hidden"),
-    Case(name="larger groups", student=(192, 3), teacher=(320, 2), group=12, response=12, rows=48,
+    Case(name="larger groups", student=(224, 2), teacher=(320, 2), group=10, response=12, rows=40,
          questions=40, tested=64),
 )  # fmt: skip

@@ -34,19 +34,24 @@ HEAD_WIDTH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """One stage that was run: what it was counted to do, and its seconds of processor time."""
+    """One stage that was run, and its seconds of processor time."""
 
     case: str
     stage: str
     kind: str
-    work: Work
     seconds: float
+    plan: Plan
+    workload: Workload
+
+    def work(self, cluster: Cluster) -> Work:
+        """What the stage is counted to do."""
+        jobs = Jobs(self.plan.recipe, self.plan.questions, cluster, self.workload)
+        return jobs.job(self.stage).work(1)
 
 
-def run_case(case: Case, folder: Path, cluster: Cluster) -> list[Ran]:
-    """Runs the case's plan, stage by stage, in this process."""
+def run_case(case: Case, folder: Path) -> list[Ran]:
+    """Runs the case's plan, stage by stage, in this process; what is in the folder stays."""
     plan, workload = prepared(case, folder)
-    jobs = Jobs(plan.recipe, plan.questions, cluster, workload)
     found = []
     for stage in plan.stages:
         above = {role: plan.by_name[name] for role, name in stage.inputs.items()}
@@ -63,10 +68,12 @@ def run_case(case: Case, folder: Path, cluster: Cluster) -> list[Ran]:
         begin = time.process_time()
         execute(task, dispatch_stage, lambda done, total, note: None)
         taken = time.process_time() - begin
-        work = jobs.job(stage.name).work(1)
         found.append(
-            Ran(case=case.name, stage=stage.name, kind=stage.kind, work=work, seconds=taken)
-        )
+            Ran(
+                case=case.name, stage=stage.name, kind=stage.kind, seconds=taken, plan=plan,
+                workload=workload,
+            )
+        )  # fmt: skip
     return found
 
 

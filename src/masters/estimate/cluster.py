@@ -35,11 +35,13 @@ class Efficiency(Section):
     train: Assumed
     """Share of the peak in forward and backward passes of the student."""
     forward: Assumed
-    """Share of the peak without gradient: teacher, reference, reading of prompts."""
+    """Share of the peak in passes without gradient: teacher, reference."""
+    generate: Assumed
+    """The same in generating, where many rows are read and go on together."""
     head: Assumed
     """Share of the peak in scoring tokens: output heads, divergence, softmax."""
     decode: Assumed
-    """Share of the memory's bandwidth in generating token by token."""
+    """Share of the memory's bandwidth in generating, where that is what bounds it."""
     layer_seconds: Assumed
     """What a layer's pass costs beside its arithmetic (launches, Python)."""
     pass_seconds: Assumed
@@ -115,7 +117,16 @@ class Cluster(Section):
                 f"{self.gpus} GPUs in nodes of {self.gpus_per_node}; expected fewer than a node "
                 "has, or whole nodes"
             )
-        for name in ("train", "forward", "head", "decode", "link", "usable", "vllm_share"):
+        for name in (
+            "train",
+            "forward",
+            "generate",
+            "head",
+            "decode",
+            "link",
+            "usable",
+            "vllm_share",
+        ):
             value = getattr(self.efficiency, name).value
             if not 0 < value <= 1:
                 raise ValueError(f"efficiency.{name} is {value}; expected a share above 0, up to 1")

@@ -107,12 +107,12 @@ def generated(
     # Transformers' cache grows by copying: it is read, read again and written.
     weights = (shape.weights + shape.head) * item
     moved = weights + cache * (3 if own else 1)
-    peak = cluster.tflops.of(precision) * cluster.efficiency.forward.value
+    peak = cluster.tflops.of(precision) * cluster.efficiency.generate.value
     bandwidth = 1e9 * cluster.bandwidth_gb_s * cluster.efficiency.decode.value
     bound = moved / bandwidth > flops / peak
     decoded = batches * max(0.0, steps - 1)
     return Work(
-        forward_flops=readings * reading + prompts * seeing + (0 if bound else decoded * flops),
+        generate_flops=readings * reading + prompts * seeing + (0 if bound else decoded * flops),
         decode_bytes=decoded * moved if bound else 0,
         layer_passes=overhead * (towers * shape.tower_layers + batches * steps * shape.layers),
         passes=overhead * batches * steps,

@@ -15,7 +15,8 @@ class Work:
 
     Args:
         train_flops, forward_flops, head_flops: passes with gradient; without; scoring of tokens.
-        decode_bytes: read from memory where generating is bound by that, else ``forward_flops``.
+        generate_flops: reading prompts and going on, unless bound by ``decode_bytes``.
+        decode_bytes: read from memory where generating is bound by that.
         layer_passes, passes: of models, a step of decoding is one; backward passes are two more.
         logits: that tokens are chosen from.
         updates: trained parameters, for each step.
@@ -28,6 +29,7 @@ class Work:
 
     train_flops: float = 0.0
     forward_flops: float = 0.0
+    generate_flops: float = 0.0
     head_flops: float = 0.0
     decode_bytes: float = 0.0
     layer_passes: float = 0.0
@@ -55,7 +57,7 @@ class Work:
     @property
     def flops(self) -> float:
         """Floating-point operations of matrix products."""
-        return self.train_flops + self.forward_flops + self.head_flops
+        return self.train_flops + self.forward_flops + self.generate_flops + self.head_flops
 
 
 def prices(cluster: Cluster, precision: Precision, *, gpus: int = 1) -> dict[str, float]:
@@ -70,6 +72,7 @@ def prices(cluster: Cluster, precision: Precision, *, gpus: int = 1) -> dict[str
     return {
         "train_flops": 1 / (peak * reached.train.value),
         "forward_flops": 1 / (peak * reached.forward.value),
+        "generate_flops": 1 / (peak * reached.generate.value),
         "head_flops": 1 / (peak * reached.head.value),
         "decode_bytes": 1e-9 / (cluster.bandwidth_gb_s * reached.decode.value),
         "layer_passes": reached.layer_seconds.value,
@@ -88,9 +91,13 @@ def prices(cluster: Cluster, precision: Precision, *, gpus: int = 1) -> dict[str
     }
 
 
+#: What transfers hide behind.
+HIDING = ("train_flops", "forward_flops", "generate_flops", "head_flops", "layer_passes")
+
+
 def seconds(work: Work, price: Mapping[str, float]) -> float:
     """Of one process; what comes over the link, or from the host, hides behind the arithmetic."""
     own = {name: amount * price[name] for name, amount in asdict(work).items()}
     moved = own.pop("link_bytes") + own.pop("host_bytes")
-    hiding = own["train_flops"] + own["forward_flops"] + own["head_flops"] + own["layer_passes"]
+    hiding = sum(own[name] for name in HIDING)
     return sum(own.values()) + max(0.0, moved - hiding)
