@@ -49,7 +49,8 @@ def this_machine() -> Cluster:
         efficiency=Efficiency(
             train=one, forward=one, generate=one, head=one, decode=one, layer_seconds=zero,
             pass_seconds=zero, sample_seconds=zero, question_seconds=zero, patch_seconds=zero,
-            row_seconds=zero, update_seconds=zero, mask_seconds=zero, matrix_seconds=zero, stage_seconds=zero,
+            row_seconds=zero, update_seconds=zero, mask_seconds=zero, matrix_seconds=zero,
+            stage_seconds=zero,
             reserved_gb=Assumed(value=0.5),
         ),
     )  # fmt: skip

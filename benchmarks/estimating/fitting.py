@@ -57,7 +57,8 @@ def _prices(cluster: Cluster, ran: Sequence[Ran]) -> dict[str, float]:
 
 def _with_prices(cluster: Cluster, prices: dict[str, float]) -> Cluster:
     """The cluster with these; a share that came out as free is 1."""
-    full: dict[str, float] = dict.fromkeys(("train", "forward", "generate", "head"), cluster.tflops.of("fp32"))
+    peak = cluster.tflops.of("fp32")
+    full: dict[str, float] = dict.fromkeys(("train", "forward", "generate", "head"), peak)
     full["decode"] = 1e9 * cluster.bandwidth_gb_s
     found = {}
     for amount, name in NAMES.items():
