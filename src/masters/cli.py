@@ -467,7 +467,7 @@ def _run_kind(made: Plan, kind: str, jobs: int | None) -> None:
 
     names = [stage.name for stage in made.stages if stage.kind == kind]
     if not names:
-        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do", markup=False)
         return
     run_plan(made, until=names, jobs=jobs)
 
@@ -505,9 +505,9 @@ def _show_report(plans: Sequence[Plan], began: float) -> None:
 
         console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
         for name in ("report.html", "report.json"):
-            console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+            console.print(f"{folder / name}", markup=False, soft_wrap=True, highlight=False)
     for line in missing_lines(plans):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"{minutes} min {seconds} s", highlight=False)
 

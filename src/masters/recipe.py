@@ -350,6 +350,8 @@ class Evaluation(Section):
     """Evaluate the teachers at every mask ratio, not only whole."""
     masking_ratios: tuple[Ratio, ...] | None = None
     """The ratios of that curve; null: those of the teacher's phases."""
+    each_phase: bool = True
+    """Of several phases that train the student, evaluate what each left, not only the last."""
     max_new_tokens: Count | None = None
     """null: that of ``method.responses``."""
     by: tuple[str, ...] = ()
@@ -365,8 +367,8 @@ class Runtime(Section):
     """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
     device, its layers kept in the host's memory and brought over when they run."""
     engine: Literal["single", "fsdp2", "deepspeed"] = "single"
-    """How a train stage runs: single: in one process; fsdp2: in torchrun's processes, weights,
-    gradients and moments sharded among them; deepspeed: the same by ZeRO-3."""
+    """What trains: one process; or those that torchrun started, weights, gradients and moments
+    spread over them by torch's fully_shard (docs/training_engines.md). deepspeed: not yet."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None

@@ -215,19 +215,27 @@ def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Pat
             runtime=plans[0].recipe.runtime,
             progress=lambda done, total, note: None,
         )
-        dispatch(ReportSpec(runs=tuple(run_infos(plans))), context)
+        dispatch(ReportSpec(runs=tuple(run_infos(plans)), out=plans[0].out), context)
         tidy(folder)
     return folder
 
 
 def report_is_done(plans: Sequence[Plan]) -> bool:
-    """Whether OUT/report speaks of exactly these runs' stages, or of these among others."""
+    """Whether OUT/report speaks of exactly these runs' stages, or of these among others.
+
+    And of the benchmarks and speeds that lie in OUT now.
+    """
+    out = plans[0].out
     try:
-        text = (plans[0].out / REPORT / "report.json").read_text(encoding="utf-8")
-        reported = set(json.loads(text)["inputs"])
+        text = (out / REPORT / "report.json").read_text(encoding="utf-8")
+        content = json.loads(text)
+        reported, beside = set(content["inputs"]), content["beside"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return {stage.fingerprint for plan in plans for stage in plan.stages} <= reported
+    from masters.evaluation.beside import stamp  # arrow and numpy, which a plan does without
+
+    wanted = {stage.fingerprint for plan in plans for stage in plan.stages}
+    return wanted <= reported and beside == stamp(out)
 
 
 def run_infos(plans: Sequence[Plan]) -> list[RunInfo]:

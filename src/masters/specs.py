@@ -6,6 +6,7 @@ A spec plus the fingerprints of its inputs determine what a stage folder holds. 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,10 +28,10 @@ NUMERICS: dict[str, int] = {
     "train": 2,
     "mask": 1,
     "generate": 2,
-    "judge": 2,
+    "judge": 3,
     "score": 1,
     "signal": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 
@@ -245,6 +246,8 @@ class ReportSpec(Spec):
 
     kind: Literal["report"] = "report"
     runs: tuple[RunInfo, ...]
+    out: Path | None = None
+    """The output folder; its benchmarks and speed.json are shown too."""
 
 
 StageSpec = Annotated[

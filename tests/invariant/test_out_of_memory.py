@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from masters import load_recipe, make_plan
 from masters.artifacts import StageContext
 from masters.errors import StageError
 from masters.generation.engine import TransformersEngine
@@ -141,6 +142,17 @@ def test_scoring(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
     message = runs("score/0-teacher/teacher")
     assert message.startswith("out of memory while scoring responses: ")
     assert listed(message) == [TRAINING[i] for i in (0, 2, 3, 4)]
+
+
+def test_a_signal_and_a_split_group_have_the_same_settings(whole: Path) -> None:
+    """The stage that stores a teacher's signal reads groups as a step does."""
+    plan = make_plan(
+        load_recipe("masters", profile="tiny", overrides=["method.signal=hidden"]), whole
+    )
+    (stage,) = (stage for stage in plan.stages if stage.spec.kind == "signal")
+    said = out_of_memory.to_lower(stage.spec, plan.recipe.runtime, "running the teacher")
+    named = [text.split(" ")[0] for text in said]
+    assert [name for name in named if name != "runtime.jobs"][:2] == [TRAINING[0], TRAINING[2]]
 
 
 def test_loading(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

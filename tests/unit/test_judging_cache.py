@@ -57,11 +57,12 @@ def test_the_key_covers_everything_a_verdict_depends_on() -> None:
                 {"id": "2"},
                 {"text": "What?"},
                 {"label": "dog"},
+                {"meta": {"answers": ["cat", "tom"]}},
                 {"choices": ("cat", "dog", "cow")},
             )
         ),
     }
-    assert len(keys) == 9
+    assert len(keys) == 10
     same = replace(QUESTION, images=("b.png",), kind="animals", meta={"x": 1})
     assert verdict_key(replace(ITEM, question=same), "teacher:large", "v1-00") in keys
 
@@ -172,3 +173,22 @@ def test_several_processes_make_and_fill_one_file(tmp_path: Path) -> None:
         assert len(list(cache.read())) == 4 * 50 + 50
         for number in range(50):
             assert cache.find(f"shared {number}") is not None
+
+
+def test_a_file_that_another_process_is_opening_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dozen processes that open a new file at once one was told that it is locked, in one of
+    some hundred tries: SQLite does not wait with a change of the journal."""
+    pragma, left = VerdictCache._pragma, [2]
+
+    def locked(cache: VerdictCache, text: str) -> object:
+        if text.startswith("journal_mode") and left[0]:
+            left[0] -= 1
+            raise sqlite3.OperationalError("database is locked")
+        return pragma(cache, text)
+
+    monkeypatch.setattr(VerdictCache, "_pragma", locked)
+    with VerdictCache(tmp_path / "v.sqlite") as cache:
+        cache.keep("k", KEPT)
+        assert cache.find("k") is not None and left == [0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,29 @@ def test_prompts_hold_what_they_should(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(calls, "_FOLDER", tmp_path)
     with pytest.raises(StageError, match=r"explain\.txt: has the slots \['labell', 'mark'\]"):
         load_prompts("v9")
+
+
+def test_each_gold_answer_has_a_block_and_a_say() -> None:
+    question = Question(id="1", text="?", label="12", meta={"answers": ["12", "a dozen", "13"]})
+    text = first_call(PROMPTS, JudgeItem(question=question, response="13"), 9).chat.messages[0].text
+    assert re.findall(r"=== (\w+) (.*) begins\n\| (.*)\n=== \1 \2 ends", text)[1:4] == [
+        (text.split("=== ")[1].split()[0], title, label)
+        for title, label in (
+            ("reference answer", "12"),
+            ("another reference answer, any one will do", "a dozen"),
+            ("another reference answer, any one will do", "13"),
+        )
+    ]
+    for response, reward in (("13", 1.0), ("A dozen.", 1.0), ("12.0", 1.0), ("99", None)):
+        verdict = without_judge(JudgeItem(question=question, response=response), rules_first=True)
+        assert (verdict.reward if verdict else None) == reward, response
+    for response, reward in (("99", 0.0), ("13", 1.0)):
+        plain = replace(question, meta={"answers": ["12", "13"]})
+        verdict = without_judge(JudgeItem(question=plain, response=response), rules_first=True)
+        assert verdict is not None and verdict.reward == reward
+    # A phrase that one of them repeats may be repeated.
+    several = replace(question, meta={"answers": ["12", "ha " * 8]})
+    assert without_judge(JudgeItem(question=several, response="ha " * 7), rules_first=False) is None
 
 
 def test_a_published_prompt_does_not_change() -> None:

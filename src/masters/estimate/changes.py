@@ -103,6 +103,7 @@ def _candidates(spec: StageSpec, jobs: Jobs) -> Iterator[Settings]:
     if isinstance(spec, TrainSpec):
         if spec.teacher is not None and all(term.on == "responses" for term in spec.objective):
             yield (("method.signal", "hidden"),)
+        yield (("runtime.activation_offload", True),)
         yield (("method.optimiser.moments", "8bit"),)
         yield (("models.student.freeze", ["vision"]),)
         yield (("models.student.lora", {"rank": 16}),)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from masters.artifacts import StageContext
 from masters.data.questions import Question, Questions
 from masters.data.sources import open_questions
@@ -17,6 +15,7 @@ from masters.data.tables import (
     KEY_COLUMNS,
     RESPONSES,
     REWARDS,
+    count_rows,
     list_shards,
     read_shard,
     write_shard,
@@ -38,7 +37,7 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
     questions = open_questions(spec.data)
     shards = list_shards(context.inputs["responses"] / "responses")
     paths = [context.folder / "rewards" / shard.name for shard in shards]
-    total = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    total = sum(count_rows(shard) for shard in shards)
     tally = _Tally()
 
     def told(more: int) -> None:

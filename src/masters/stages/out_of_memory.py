@@ -110,7 +110,7 @@ def _pixels(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _group(spec: Any, runtime: Runtime) -> str | None:
-    if spec.kind not in ("train", "score"):
+    if spec.kind not in ("train", "score", "signal"):
         return None
     if spec.kind == "train" and all(term.on == "labels" for term in spec.objective):
         return None

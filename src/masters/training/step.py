@@ -17,7 +17,7 @@ from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
-from masters.training.teacher_signal import LiveSignal, TeacherSignal
+from masters.training.teacher_signal import LiveSignal, TeacherSignal, TeacherTokens
 from masters.training.token_scores import ScoreSettings
 from masters.training.topk_scores import TopTokens
 
@@ -78,7 +78,6 @@ def accumulate(
     scorer, limit = _Scorer(student, teacher, ids, settings), settings.micro_batch_responses
     for part in micro_batches(groups, size=settings.micro_batch, limit=limit):
         rows = make_rows(part).to(scorer.device)
-        count = len(rows.spans)
 
         def reduced(jsd_N: torch.Tensor, logp_N: torch.Tensor) -> dict[str, torch.Tensor]:
             loss, slopes = micro_batch_loss(
@@ -94,11 +93,11 @@ def accumulate(
             loss.backward()
             return slopes
 
-        if limit is None or count <= limit:
-            jsd_N, logp_N, score = scorer(rows)
+        pieces = rows.passes(limit)
+        if len(pieces) == 1:
+            jsd_N, logp_N, score = scorer(rows, scorer.known(rows))
             _add_norms(sums, reduced(jsd_N, logp_N), score)
         else:
-            pieces = [rows.part(u, min(u + limit, count)) for u in range(0, count, limit)]
             _in_pieces(scorer, pieces, reduced, sums)
 
 
@@ -111,21 +110,23 @@ def _in_pieces(
     """The gradient of rows that don't fit one forward pass: exactly that of the whole.
 
     A pass without gradient gives every D, which the advantages need; the loss's slopes with respect
-    to each token's scores follow, and each piece is run again and sent back with its own.
+    to each token's scores follow, and each piece is run again and sent back with its own. What the
+    teacher said is kept from one to the other: it reads each piece once.
     """
-    draws, scored = [], []
+    draws, scored, known = [], [], []
     with torch.no_grad():
         for piece in pieces:
+            known.append(scorer.known(piece))
             draws.append(random_state())  # dropout must draw the same again
-            scored.append(scorer(piece)[:2])
+            scored.append(scorer(piece, known[-1])[:2])
     after = random_state()
     jsd_N, logp_N = (torch.cat(x).requires_grad_() for x in zip(*scored, strict=True))
     slopes = reduced(jsd_N, logp_N)
     start = 0
-    for piece, drawn in zip(pieces, draws, strict=True):
+    for piece, drawn, told in zip(pieces, draws, known, strict=True):
         set_random_state(drawn)
         own = slice(start, start + len(piece.targets_N))
-        jsd_P, logp_P, score = scorer(piece)
+        jsd_P, logp_P, score = scorer(piece, told)
         share = jsd_P.new_zeros(())
         for x_P, whole_N in ((jsd_P, jsd_N), (logp_P, logp_N)):
             if whole_N.grad is not None:
@@ -156,7 +157,13 @@ class _Scorer:
             )
         self._signal = teacher
 
-    def __call__(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
+    def known(self, rows: Rows) -> TeacherTokens | None:
+        """What the teacher says of the rows' tokens; None without one."""
+        return None if self._signal is None else self._signal.tokens(rows, self.device)
+
+    def __call__(
+        self, rows: Rows, known: TeacherTokens | None
+    ) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
         settings, inner = self._settings, self._inner
         inputs, row_N, column_N = group_inputs(
             inner.vlm, rows, form=settings.student_form, teacher=False, pad=self._ids.pad,
@@ -169,7 +176,6 @@ class _Scorer:
             common=settings.common,
             dtype=inner.precision,
         )
-        known = None if self._signal is None else self._signal.tokens(rows, self.device)
         hidden_T = head_T = top = None
         if isinstance(known, TopTokens):
             top = known
