@@ -82,11 +82,27 @@ def plan(
     sizes: Annotated[
         bool, typer.Option("--sizes", help="Parameters, masked tensors and bytes of the models.")
     ] = False,
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="Memory and hours on a cluster: a YAML file, or a shipped one's name."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="With --estimate: so many, instead of the cluster's.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(help="With --estimate: KEY=NUMBER of the questions. Repeatable."),
+    ] = None,
 ) -> None:
     """The stages as a tree: done, to do or drifted. Nothing is written."""
     from masters.plan_view import plan_tree, sizes_tables
 
     made = _plan(recipe, profile, set_, out)
+    if estimate is not None:
+        _estimate(made, estimate, gpus, assume or (), as_json=as_json)
+        return
+    if gpus is not None or assume:
+        raise MastersError("--gpus and --assume are of an estimate; expected --estimate CLUSTER")
     if resolved:
         typer.echo(made.as_json()["yaml"], nl=False)
         return
@@ -422,6 +438,20 @@ def doctor(
     from masters.doctor import print_doctor
 
     print_doctor(Console(), verify)
+
+
+def _estimate(
+    made: Plan, name: str, gpus: int | None, assumed: Sequence[str], *, as_json: bool
+) -> None:
+    from masters.estimate.cluster import load_cluster
+    from masters.estimate.plan import estimate_plan
+    from masters.estimate.view import estimate_tables
+
+    found = estimate_plan(made, load_cluster(name, gpus=gpus), assumed)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    Console().print(estimate_tables(found))
 
 
 def _plan(
