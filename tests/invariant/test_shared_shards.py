@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from masters.plan import make_plan
+from masters.recipe import load_recipe
 from masters.shares import Share
 from masters.workers import Task
 from tests.invariant.killing import Job, Moment, Nursery, Outcome, differences
 from tests.invariant.test_resume import Reference, References
+from tests.running import SMALL
 
 KEYS = ("generate-teacher", "judge", "score", "evaluate-teacher")
 
@@ -29,6 +32,27 @@ def references(
     whole: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
 ) -> References:
     return References(whole, tmp_path_factory.mktemp("references"), nursery)
+
+
+@pytest.fixture(scope="module")
+def signal(whole: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The signal stage of the same run, had its recipe stored one, in eight shards."""
+    folder = tmp_path_factory.mktemp("signal")
+    plan = make_plan(load_recipe("masters", "tiny", [*SMALL, "method.signal=hidden"]), whole)
+    stage = plan.stage("signal/0-teacher")
+    inputs = {role: plan.by_name[name].folder for role, name in stage.inputs.items()}
+    task = Task(
+        name="signal",
+        spec=stage.spec.model_copy(update={"shard_questions": 12}),
+        fingerprint=stage.fingerprint,
+        folder=folder / "signal",
+        inputs=inputs,
+        input_fingerprints=dict.fromkeys(inputs, ""),
+        runtime=plan.recipe.runtime,
+    )
+    outcome = nursery.run(Job(task=task, log=folder / "signal.log"))
+    assert outcome.calls["shard"] == 8
+    return Reference(task=task, folder=task.folder, outcome=outcome)
 
 
 class Crew:
@@ -145,6 +169,20 @@ def test_killed_between_the_last_shard_and_the_record(crew: Crew) -> None:
     again = crew.work((1, 2))
     assert made(again) == 0
     crew.check()
+
+
+def test_a_stored_signal_is_shared_too(signal: Reference, nursery: Nursery, tmp_path: Path) -> None:
+    crew = Crew(signal, nursery, tmp_path)
+    three = [(index, 3) for index in range(3)]
+    crew.work(*three, killed={1: Moment(event="signal", call=2, torn=True)})
+    assert not crew.done
+    kept = crew.shards()
+    again = crew.work((1, 3))
+    assert made(again) == 8 - len(kept)
+    assert crew.done
+    # How its first batch looked is each worker's own; what is stored is not.
+    apart = differences(crew.task.folder, signal.folder)
+    assert [name for name in apart if name != "first_use.json"] == []
 
 
 @pytest.mark.parametrize("crew", ["generate-teacher"], indirect=True)
