@@ -310,6 +310,16 @@ def _wanted(
     return list(found.values())
 
 
+def stage_tasks(plan: Plan, targets: Sequence[str]) -> list[tuple[Stage, Task]]:
+    """The named stages and what they read, each after what it reads, as they are executed.
+
+    Raises:
+        StageError: the plan cannot be run, or has no such stage.
+    """
+    _runnable([plan])
+    return _wanted([plan], list(targets), None)
+
+
 def _uses(plans: Sequence[Plan]) -> Counter[Path]:
     """How many plans read or make each folder."""
     return Counter(folder for plan in plans for folder in {stage.folder for stage in plan.stages})
