@@ -33,7 +33,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
-            "families", "gpu", "judge", "masks", "methods", "serving", "verifiers",
+            "families", "gpu", "judge", "masks", "methods", "scaling", "serving", "verifiers",
         )  # fmt: skip
     ),
 )
