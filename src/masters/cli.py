@@ -472,7 +472,7 @@ def _share(worker: int | None, workers: int | None) -> Share:
     """Which of several workers this process is, as told or as it was launched."""
     share = share_from(os.environ, worker, workers)
     if not share.whole:
-        _stderr().print(f"this is {share}", highlight=False)
+        _stderr().print(f"this is {share}", highlight=False, markup=False)
     return share
 
 
@@ -484,14 +484,14 @@ def _run_kind(
 
     names = [stage.name for stage in made.stages if stage.kind == kind]
     if not names:
-        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do", markup=False)
         return True
     left = run_plan(made, until=names, jobs=jobs, share=share, wait=wait)
     if left:
         _stderr().print(
             f"{share} has nothing more to do now. Not done: {', '.join(left)}. When the other "
             "workers have ended, run the same command again, or with --wait",
-            highlight=False, soft_wrap=True,
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
     return not left
 
@@ -529,9 +529,9 @@ def _show_report(plans: Sequence[Plan], began: float) -> None:
 
         console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
         for name in ("report.html", "report.json"):
-            console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+            console.print(f"{folder / name}", markup=False, soft_wrap=True, highlight=False)
     for line in missing_lines(plans):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"{minutes} min {seconds} s", highlight=False)
 

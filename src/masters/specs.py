@@ -27,10 +27,10 @@ NUMERICS: dict[str, int] = {
     "train": 2,
     "mask": 1,
     "generate": 2,
-    "judge": 2,
+    "judge": 3,
     "score": 1,
     "signal": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 

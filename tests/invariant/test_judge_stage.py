@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from masters.artifacts import StageContext
 from masters.data.scenes import SceneQuestions
@@ -306,12 +307,20 @@ def test_other_weights_have_another_name(
     import shutil
 
     context, _ = stored(tmp_path)
-    shutil.copytree(folders[1], tmp_path / "tuned")
-    ref = ModelRef(path=str(tmp_path / "tuned"))
-    tuned = local.model_copy(update={"model": ref})  # equal headers, as after training
+
+    def at(path: Path) -> LocalJudge:
+        return local.model_copy(update={"model": ModelRef(path=str(path))})
+
+    for name in ("same", "tuned"):
+        shutil.copytree(folders[1], tmp_path / name)
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    trained = {name: weight * 1.01 for name, weight in weights.items()}
+    save_file(trained, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
     half = local.model_copy(update={"precision": "bf16"})
-    names = {LocalAsker(one, context).name for one in (local, tuned, half)}
+    judges = (local, at(tmp_path / "tuned"), half)
+    names = {LocalAsker(one, context).name for one in judges}
     assert len(names) == 3
+    assert LocalAsker(at(tmp_path / "same"), context).name == LocalAsker(local, context).name
 
 
 # ---------------------------------------------------------------------------------------- a server

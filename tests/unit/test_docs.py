@@ -32,8 +32,21 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
-            "families", "gpu", "judge", "masks", "methods", "scaling", "serving", "verifiers",
+            "architecture",
+            "benchmarks",
+            "calibrate",
+            "data",
+            "decisions",
+            "evaluation",
+            "families",
+            "gpu",
+            "judge",
+            "judging",
+            "masks",
+            "methods",
+            "scaling",
+            "serving",
+            "verifiers",
         )  # fmt: skip
     ),
 )

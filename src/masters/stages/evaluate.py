@@ -21,6 +21,7 @@ from masters.models.memory import doing
 from masters.rewards.judging.items import JudgeItem
 from masters.rewards.verifiers import GRADED
 from masters.specs import EvaluateSpec
+from masters.stages.features import answer_features
 from masters.stages.jury import Jury, Shards, gather_verdicts, open_jury, stop_if_missing
 from masters.stages.opening import (
     OpenedModel,
@@ -94,7 +95,11 @@ def _make(
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
-    )
+        features=answer_features(
+            context.runtime, teacher, samples=1,
+            asked=len(spec.ratios) * len(questions), questions=len(questions),
+        ),
+    )  # fmt: skip
     total = sum(len(part) for _, part in todo.values())
     wanted = (i for _, part in todo.values() for i in part)
     answers: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.specs import GenerateSpec
+from masters.stages.features import answer_features
 from masters.stages.opening import (
     Prompts,
     model_folder,
@@ -38,7 +39,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
     parts = [plan[start : start + spec.shard_questions] for start in starts]
     todo = {paths[n]: parts[n] for n in context.part.take(paths)}
-    waited = _make(spec, context, questions, todo) if todo else 0.0
+    waited = _make(spec, context, questions, plan, todo) if todo else 0.0
     context.part.finish(paths)
     tokens, cut = _counted(paths)
     return {
@@ -55,9 +56,10 @@ def _make(
     spec: GenerateSpec,
     context: StageContext,
     questions: Questions,
+    plan: np.ndarray,
     todo: Mapping[Path, np.ndarray],
 ) -> float:
-    """Makes the shards of these (question index, ratio) pairs; returns seconds of waiting."""
+    """Makes these shards of the plan's (question index, ratio) pairs; returns seconds waited."""
     verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs),
@@ -69,12 +71,16 @@ def _make(
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
+    different = len(curriculum.distinct(plan * [1, 0]))
     engine = TransformersEngine(
         opened.model,
         opened.processor,
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
+        features=answer_features(
+            context.runtime, teacher, samples=spec.samples, asked=len(plan), questions=different
+        ),
     )
     wanted = (index for part in todo.values() for _, same in _by_ratio(part) for index in same)
     total, done = sum(map(len, todo.values())), 0

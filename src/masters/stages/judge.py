@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from masters.artifacts import StageContext
 from masters.data.questions import Question, Questions
 from masters.data.sources import open_questions
@@ -17,6 +15,7 @@ from masters.data.tables import (
     KEY_COLUMNS,
     RESPONSES,
     REWARDS,
+    count_rows,
     list_shards,
     read_shard,
     write_shard,
@@ -61,7 +60,7 @@ def _judge(
 ) -> _Tally:
     """Judges the responses of each shard into its path, unless that is there; counts them all."""
     paths = list(pairs.values())
-    total = sum(pq.read_metadata(shard).num_rows for shard in pairs)
+    total = sum(count_rows(shard) for shard in pairs)
     tally = _Tally()
 
     def told(more: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from masters.errors import DataError
 from masters.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark
@@ -16,6 +17,7 @@ from masters.evaluation.benchmarks.reading import Row
 from masters.evaluation.benchmarks.scores import Score, difference_of
 from masters.evaluation.markup import text
 from masters.evaluation.statistics import Interval
+from masters.shown import markdown, shown
 
 SCHEMA = 1
 _UP, _DOWN = "▲", "▼"
@@ -68,20 +70,21 @@ def print_table(content: dict[str, Any], console: Console) -> None:
         cells = [list(column) for column in zip(*cells, strict=True)]
     table = Table(title="Benchmarks (%)", title_justify="left")
     for index, heading in enumerate(cells[0]):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        table.add_column(Text(shown(heading)), justify="right" if index else "left", no_wrap=True)
     for line in cells[1:]:
-        table.add_row(*line)
+        table.add_row(*(Text(shown(cell)) for cell in line))
     console.print(table)
     for note in notes(content):
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(shown(note), style="dim", markup=False, highlight=False)
 
 
 def markdown_table(content: dict[str, Any]) -> str:
     """For a document; intervals stand beside the values."""
     cells = _cells(content, _with_interval)
     ruler = ["---", *("---:" for _ in cells[0][1:])]
-    lines = [f"| {' | '.join(line)} |" for line in (cells[0], ruler, *cells[1:])]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(content))]) + "\n"
+    plain = [[markdown(cell) for cell in line] for line in cells]
+    lines = [f"| {' | '.join(line)} |" for line in (plain[0], ruler, *plain[1:])]
+    return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes(content))]) + "\n"
 
 
 def html_table(content: dict[str, Any]) -> str:
