@@ -372,7 +372,8 @@ class Runtime(Section):
     """Threads that read and encode coming questions; 0: done when they are needed."""
     feature_cache_gb: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Host memory (GB) for the features of pictures that frozen vision towers make: the teacher's,
-    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none."""
+    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none, and
+    each answer to a prompt encodes its picture anew."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
 

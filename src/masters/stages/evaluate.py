@@ -19,6 +19,7 @@ from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.rewards.verifiers import GRADED, verify
 from masters.specs import EvaluateSpec
+from masters.stages.features import answer_features
 from masters.stages.opening import (
     Prompts,
     greedy_answers,
@@ -52,7 +53,11 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
-    )
+        features=answer_features(
+            context.runtime, teacher, samples=1,
+            asked=len(spec.ratios) * len(questions), questions=len(questions),
+        ),
+    )  # fmt: skip
     total = len(spec.ratios) * len(questions)
     parts = [
         (ratio, range(start, min(start + SHARD, len(questions))))

@@ -19,6 +19,7 @@ from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.specs import GenerateSpec
+from masters.stages.features import answer_features
 from masters.stages.opening import (
     Prompts,
     model_folder,
@@ -42,14 +43,18 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
+    plan = planned_pairs(spec, len(questions))
+    different = len(curriculum.distinct(plan * [1, 0]))
     engine = TransformersEngine(
         opened.model,
         opened.processor,
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
+        features=answer_features(
+            context.runtime, teacher, samples=spec.samples, asked=len(plan), questions=different
+        ),
     )
-    plan = planned_pairs(spec, len(questions))
     starts = range(0, len(plan), spec.shard_questions)
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
     missing = {path for path in paths if not path.exists()}
