@@ -346,6 +346,12 @@ class Runtime(Section):
     teacher_device: str = Field(default="same", pattern=r"^(same|cpu|offload|cuda(:[0-9]+)?)$")
     """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
     device, its layers kept in the host's memory and brought over when they run."""
+    engine: Literal["single", "fsdp2", "deepspeed"] = "single"
+    """What trains: one process; or those that torchrun started, weights, gradients and moments
+    spread over them by torch's fully_shard (docs/training_engines.md). deepspeed: not yet."""
+    activation_offload: bool = False
+    """What a layer keeps for its backward pass waits in the host's memory; layers are run again
+    (`gradient_checkpointing`), so that this is their inputs alone."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None

@@ -22,6 +22,7 @@ from masters.artifacts import (
     read_record,
     tidy,
 )
+from masters.crew import join
 from masters.display import Display
 from masters.errors import MastersError, StageError
 from masters.plan import Plan, Stage, stage_is_done, write_plan
@@ -145,12 +146,28 @@ def run_plans(
     Raises:
         MastersError: the first failure, with the stage's name and folder.
     """
+    crew = join([plan.recipe.runtime for plan in plans])
+    if crew is not None and crew.rank > 0:
+        quiet_libraries()
+        crew.follow(dispatch)
+        return
+    failed: str | None = "it was interrupted"
     try:
-        _run_plans(plans, until, only, jobs, dispatch, console or Console(stderr=True))
+        together = dispatch if crew is None else crew.leading(dispatch)
+        jobs = jobs if crew is None else 1  # children would be outside of the crew
+        _run_plans(plans, until, only, jobs, together, console or Console(stderr=True))
+        failed = None
     except OSError as error:
+        failed = str(error)
         if not is_disk_full(error):
             raise
         raise disk_full_error(plans[0].out) from error
+    except MastersError as error:
+        failed = str(error)
+        raise
+    finally:
+        if crew is not None:
+            crew.end(failed)
 
 
 def _run_plans(

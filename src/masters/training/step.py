@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from masters import ranks
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds
 from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
 from masters.training.groups import Group, Rows, make_rows, micro_batches
+from masters.training.lockstep import agreed_pieces, idle_rows
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
@@ -76,9 +79,21 @@ def accumulate(
         NonFiniteLossError: naming the questions of the micro-batch.
     """
     scorer, limit = _Scorer(student, teacher, ids, settings), settings.micro_batch_responses
-    for part in micro_batches(groups, size=settings.micro_batch, limit=limit):
-        rows = make_rows(part).to(scorer.device)
-        count = len(rows.spans)
+    parts = list(micro_batches(groups, size=settings.micro_batch, limit=limit))
+    batches = [_pieces(make_rows(part).to(scorer.device), limit) for part in parts]
+    own = [len(pieces) for _, pieces in batches]
+    agreed = agreed_pieces(own)
+    idle = idle_rows(groups, own, agreed)
+    scorer.idle_rows = None if idle is None else idle.to(scorer.device)
+    not_finite: list[str] = []
+    for k, count in enumerate(agreed):
+        if k >= len(batches):
+            for _ in range(count if count > 1 else 0):
+                scorer.idle(gradient=False)
+            for _ in range(count):
+                scorer.idle()
+            continue
+        rows, pieces = batches[k]
 
         def reduced(jsd_N: torch.Tensor, logp_N: torch.Tensor) -> dict[str, torch.Tensor]:
             loss, slopes = micro_batch_loss(
@@ -90,21 +105,33 @@ def accumulate(
                 questions=questions,
                 sums=sums,
             )
-            _check_finite(loss, part)  # noqa: B023
+            not_finite.extend(_said_not_finite(loss, rows.groups))  # noqa: B023
             loss.backward()
             return slopes
 
-        if limit is None or count <= limit:
+        if count == 1:
             jsd_N, logp_N, score = scorer(rows)
             _add_norms(sums, reduced(jsd_N, logp_N), score)
         else:
-            pieces = [rows.part(u, min(u + limit, count)) for u in range(0, count, limit)]
-            _in_pieces(scorer, pieces, reduced, sums)
+            _in_pieces(scorer, pieces, count, reduced, sums)
+    # Told once all have made all passes: whoever stopped before would leave the others waiting.
+    for said in ranks.gathered(not_finite):
+        if said:
+            raise NonFiniteLossError(said[0])
+
+
+def _pieces(rows: Rows, limit: int | None) -> tuple[Rows, list[Rows]]:
+    """The rows, and what of them goes through one forward pass."""
+    count = len(rows.spans)
+    if limit is None or count <= limit:
+        return rows, [rows]
+    return rows, [rows.part(u, min(u + limit, count)) for u in range(0, count, limit)]
 
 
 def _in_pieces(
     scorer: _Scorer,
     pieces: Sequence[Rows],
+    count: int,
     reduced: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
     sums: StepSums,
 ) -> None:
@@ -112,12 +139,17 @@ def _in_pieces(
 
     A pass without gradient gives every D, which the advantages need; the loss's slopes with respect
     to each token's scores follow, and each piece is run again and sent back with its own.
+
+    Args:
+        count: passes of each kind, at least as many as there are pieces; see `training.lockstep`.
     """
     draws, scored = [], []
     with torch.no_grad():
         for piece in pieces:
             draws.append(random_state())  # dropout must draw the same again
             scored.append(scorer(piece)[:2])
+    for _ in range(count - len(pieces)):
+        scorer.idle(gradient=False)
     after = random_state()
     jsd_N, logp_N = (torch.cat(x).requires_grad_() for x in zip(*scored, strict=True))
     slopes = reduced(jsd_N, logp_N)
@@ -133,6 +165,8 @@ def _in_pieces(
         share.backward()
         _add_norms(sums, {name: slope[own] for name, slope in slopes.items()}, score)
         start = own.stop
+    for _ in range(count - len(pieces)):
+        scorer.idle()
     set_random_state(after)
 
 
@@ -155,8 +189,23 @@ class _Scorer:
                 teacher, ids=ids, precision=inner.precision, form=settings.teacher_form
             )
         self._signal = teacher
+        self.idle_rows: Rows | None = None
 
-    def __call__(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
+    def idle(self, *, gradient: bool = True) -> None:
+        """A pass beside another rank's: it changes nothing."""
+        assert self.idle_rows is not None
+        rows = self.idle_rows
+        live = isinstance(self._signal, LiveSignal)
+        with torch.set_grad_enabled(gradient):
+            jsd_N, logp_N, _ = self(rows, told=live)
+        if gradient:
+            nothing_N = torch.zeros_like(logp_N)
+            torch.autograd.backward([jsd_N, logp_N], [nothing_N, nothing_N])
+
+    def __call__(
+        self, rows: Rows, *, told: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
+        """``told``: False leaves the teacher out, of whom there may be nothing stored."""
         settings, inner = self._settings, self._inner
         inputs, row_N, column_N = group_inputs(
             inner.vlm, rows, form=settings.student_form, teacher=False, pad=self._ids.pad,
@@ -169,7 +218,7 @@ class _Scorer:
             common=settings.common,
             dtype=inner.precision,
         )
-        known = None if self._signal is None else self._signal.tokens(rows, self.device)
+        known = self._signal.tokens(rows, self.device) if self._signal and told else None
         hidden_T = head_T = top = None
         if isinstance(known, TopTokens):
             top = known
@@ -182,13 +231,14 @@ class _Scorer:
         return jsd_N, logp_N, score
 
 
-def _check_finite(loss: torch.Tensor, part: Sequence[Group]) -> None:
-    if not math.isfinite(loss.item()):
-        names = ", ".join(group.question_id for group in part)
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} on questions {names}; expected a finite number. Look at "
-            "them with `masters show`, lower method.optimiser.lr, or use precision fp32"
-        )
+def _said_not_finite(loss: torch.Tensor, part: Sequence[Group]) -> list[str]:
+    if math.isfinite(loss.item()):
+        return []
+    names = ", ".join(group.question_id for group in part)
+    return [
+        f"the loss is {loss.item()} on questions {names}; expected a finite number. Look at "
+        "them with `masters show`, lower method.optimiser.lr, or use precision fp32"
+    ]
 
 
 def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSettings) -> None:
@@ -211,6 +261,8 @@ def apply_gradient(
     """
     bound = clip if clip > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), bound)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if not torch.isfinite(norm):
         raise NonFiniteLossError(f"the gradient norm is {norm.item()}; nothing was applied")
     optimiser.step()
