@@ -146,22 +146,22 @@ def load_optimiser(optimiser: torch.optim.Optimizer, file: Path) -> None:
                 _copy_rows(mine[key], saved["state"][i][key])
 
 
-def whole_optimiser_state(
-    optimiser: torch.optim.Optimizer, *, here: bool
-) -> dict[str, Any] | None:
+def whole_optimiser_state(optimiser: torch.optim.Optimizer, *, here: bool) -> dict[str, Any] | None:
     """``state_dict()`` with tensors brought together one by one, on the host.
 
     Args:
         here: False on ranks that only give; they get None.
     """
-    state = optimiser.state_dict()
-    for moments in state["state"].values():
+    saved = optimiser.state_dict()
+    whole: dict[Any, dict[str, Any]] = {}
+    for i, moments in saved["state"].items():
+        whole[i] = {}
         for key, value in moments.items():
-            if isinstance(value, DTensor):
-                whole = value.full_tensor()
-                moments[key] = whole.cpu() if here else None
-                del whole
-    return state if here else None
+            tensor = value.full_tensor() if isinstance(value, DTensor) else value
+            if here:
+                whole[i][key] = tensor.cpu()
+            del tensor
+    return {**saved, "state": whole} if here else None
 
 
 # ------------------------------------------------------------------------------ what is in one
@@ -226,9 +226,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
 
 
-def _load_shards(
-    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
+def _load_shards(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
     reader = _Reader(folder)
     held = set(reader.read_metadata().state_dict_metadata)
     weights = _weights(model)
