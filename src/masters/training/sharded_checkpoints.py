@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -221,7 +222,8 @@ class _Reader(FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.".startswith(_DESCRIBED) or (module, name) in _NAMES:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if dtype or f"{module}.".startswith(_DESCRIBED) or (module, name) in _NAMES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
 
@@ -234,7 +236,7 @@ def _load_shards(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Op
     if differ := sorted(weights.keys() ^ stored):
         raise StageError(f"{folder}: weights differ from the model's: {differ[:3]}")
     moments = {k: v for k, v in _moments(model, optimiser, begin=True).items() if k in held}
-    load({**weights, **moments}, storage_reader=reader)
+    load({**weights, **moments}, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def _load_weights(folder: Path, model: torch.nn.Module) -> None:
