@@ -205,9 +205,10 @@ def steps_under(setting: Setting, steps: Callable[[], Steps], name: str) -> Foun
         release()
         for ratio, (folder, flops) in stored.items():
             for kind in ("hidden", "topk"):
-                signal = StoredSignal(folder / kind)
+                case = setting.cases[ratio]
+                signal = StoredSignal(folder / kind).read([scored_question(case)], 0)
 
-                def under(form: Form, case: Case = setting.cases[ratio]) -> dict[str, Any]:
+                def under(form: Form, case: Case = case) -> dict[str, Any]:
                     return made.measured(case, signal, form, flops)  # noqa: B023
 
                 for form in FORMS[1:]:

@@ -164,7 +164,40 @@ def mask(
 
 
 _verb("generate", "Responses of teachers and student")
-_verb("judge", "Accuracy rewards of the responses")
+
+
+@app.command()
+def judge(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+    audit: Annotated[
+        int | None,
+        typer.Option("--audit", min=1, help="Then mark so many of them yourself: who agrees?"),
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="A file with the marks of --audit, instead of a terminal.")
+    ] = None,
+) -> None:
+    """Accuracy rewards of the responses, with the stages that this needs."""
+    from masters.verdicts_view import verdict_table
+
+    made = _plan(recipe, profile, set_, out)
+    if answers is not None and audit is None:
+        raise MastersError("--answers holds marks of an audit; expected --audit N beside it")
+    _run_kind(made, "judge", jobs)
+    console = Console()
+    table = verdict_table(made)
+    if table is not None:
+        console.print(table)
+    if audit is not None:
+        from masters.audit.command import audit as audited
+
+        audited(made, audit, console, answers=answers)
+
+
 _verb("score", "Reference log-probabilities of the responses")
 _verb("signal", "The teacher's signal on the responses, where the recipe stores it")
 _verb("train", "Students (and tiny teachers)")
@@ -405,7 +438,7 @@ def _run_kind(made: Plan, kind: str, jobs: int | None) -> None:
 
     names = [stage.name for stage in made.stages if stage.kind == kind]
     if not names:
-        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do", markup=False)
         return
     run_plan(made, until=names, jobs=jobs)
 
@@ -434,6 +467,7 @@ def _compare(
 def _show_report(plans: Sequence[Plan], began: float) -> None:
     """The closing table, where the report is, and how long it took."""
     from masters.run import REPORT
+    from masters.verdicts_view import missing_lines
 
     console = Console()
     folder = plans[0].out / REPORT
@@ -443,7 +477,9 @@ def _show_report(plans: Sequence[Plan], began: float) -> None:
 
         console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
         for name in ("report.html", "report.json"):
-            console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+            console.print(f"{folder / name}", markup=False, soft_wrap=True, highlight=False)
+    for line in missing_lines(plans):
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"{minutes} min {seconds} s", highlight=False)
 

@@ -120,6 +120,13 @@ def count_pairs(schedule: Schedule, n_questions: int, start: int, stop: int) -> 
     return len(pairs(schedule, n_questions, start, stop))
 
 
+def by_ratio(pairs: np.ndarray) -> list[tuple[int, list[int]]]:
+    """(ratio, indices of its questions) of some (question, ratio) pairs, ratios by first use."""
+    told: list[list[int]] = pairs.tolist()
+    ratios = dict.fromkeys(ratio for _, ratio in told)
+    return [(ratio, [index for index, r in told if r == ratio]) for ratio in ratios]
+
+
 def distinct(pairs_P2: np.ndarray) -> np.ndarray:
     """The pairs without repetitions, by first use.
 

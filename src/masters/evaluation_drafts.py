@@ -13,7 +13,7 @@ from masters.specs import EvaluateSpec, ModelRef
 
 
 def draft_evaluations(drafts: Drafts) -> None:
-    """The untouched student, the trained one, and the teachers at every ratio of their curves.
+    """The student untouched, after each phase and at the end; teachers at their curves' ratios.
 
     Comes after all phases: a teacher may have been trained by one.
     """
@@ -22,6 +22,11 @@ def draft_evaluations(drafts: Drafts) -> None:
     start = drafts.model(Version(model=STUDENT), "model")
     final = drafts.model(lineage.standing(phases, STUDENT, len(phases)), "model")
     _evaluate(drafts, "start", start, "last", WHOLE_ONLY, {})
+    for k, phase in enumerate(phases if recipe.evaluation.each_phase else ()):
+        between = Version(model=STUDENT, phase=k)
+        if phase.student == STUDENT and between != lineage.standing(phases, STUDENT, len(phases)):
+            model = drafts.model(between, "model")
+            _evaluate(drafts, between.name, model, checkpoint, WHOLE_ONLY, {})
     _evaluate(drafts, "student", final, checkpoint, WHOLE_ONLY, {})
     for version in lineage.evaluated_teachers(recipe):
         taught = [p for k, p in enumerate(phases) if lineage.teacher(phases, k) == version]

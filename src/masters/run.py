@@ -13,6 +13,7 @@ from typing import Any, assert_never
 from rich.console import Console
 
 from masters.artifacts import (
+    VERDICTS,
     RunInfo,
     StageContext,
     StageInfo,
@@ -40,7 +41,7 @@ from masters.specs import (
     TinyInit,
     TrainSpec,
 )
-from masters.stages.preflight import check
+from masters.stages.preflight import check, check_servers
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
@@ -193,6 +194,8 @@ def _run_plans(
     checked = [plan.recipe.runtime.images_checked for plan in plans]
     at_most = None if None in checked else max(n for n in checked if n is not None)
     check((opened[task.folder] for task in todo), images_checked=at_most)
+    if not (plans[0].out / VERDICTS).exists():  # kept verdicts may be all that is needed
+        check_servers((task.name, task.spec, task.runtime) for task in todo)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
@@ -229,19 +232,27 @@ def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Pat
             runtime=plans[0].recipe.runtime,
             progress=lambda done, total, note: None,
         )
-        dispatch(ReportSpec(runs=tuple(run_infos(plans))), context)
+        dispatch(ReportSpec(runs=tuple(run_infos(plans)), out=plans[0].out), context)
         tidy(folder)
     return folder
 
 
 def report_is_done(plans: Sequence[Plan]) -> bool:
-    """Whether OUT/report speaks of exactly these runs' stages, or of these among others."""
+    """Whether OUT/report speaks of exactly these runs' stages, or of these among others.
+
+    And of the benchmarks and speeds that lie in OUT now.
+    """
+    out = plans[0].out
     try:
-        text = (plans[0].out / REPORT / "report.json").read_text(encoding="utf-8")
-        reported = set(json.loads(text)["inputs"])
+        text = (out / REPORT / "report.json").read_text(encoding="utf-8")
+        content = json.loads(text)
+        reported, beside = set(content["inputs"]), content["beside"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return {stage.fingerprint for plan in plans for stage in plan.stages} <= reported
+    from masters.evaluation.beside import stamp  # arrow and numpy, which a plan does without
+
+    wanted = {stage.fingerprint for plan in plans for stage in plan.stages}
+    return wanted <= reported and beside == stamp(out)
 
 
 def run_infos(plans: Sequence[Plan]) -> list[RunInfo]:

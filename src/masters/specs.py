@@ -6,6 +6,7 @@ A spec plus the fingerprints of its inputs determine what a stage folder holds. 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,10 +28,10 @@ NUMERICS: dict[str, int] = {
     "train": 2,
     "mask": 1,
     "generate": 2,
-    "judge": 2,
+    "judge": 3,
     "score": 1,
     "signal": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 
@@ -161,13 +162,26 @@ class GenerateSpec(Spec):
     shard_questions: int = 256
 
 
+class LocalJudge(Spec):
+    """A model that judges in the stage itself; ``name`` is what verdicts call it."""
+
+    name: str
+    model: ModelRef
+    precision: Precision
+
+
 class JudgeSpec(Spec):
-    """The accuracy reward of every response. Role: responses."""
+    """The accuracy reward of every response.
+
+    Roles: responses, and ``judge`` where ``judge`` is the model of a stage; it is None where a rule
+    judges, or a server.
+    """
 
     kind: Literal["judge"] = "judge"
     source: Side
     data: DataSource
     rule: AccuracyRule
+    judge: LocalJudge | None = None
 
 
 class ScoreSpec(Spec):
@@ -232,6 +246,8 @@ class ReportSpec(Spec):
 
     kind: Literal["report"] = "report"
     runs: tuple[RunInfo, ...]
+    out: Path | None = None
+    """The output folder; its benchmarks and speed.json are shown too."""
 
 
 StageSpec = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from masters.artifacts import StageContext
 from masters.data.scenes import SceneQuestions
+from masters.data.tables import RESPONSES, SCORES, list_shards, read_shard, write_shard
 from masters.plan import Plan, read_plan
 from masters.read_ahead import ReadAhead
 from masters.recipe import Prompt
+from masters.run import dispatch_stage
 from masters.stages.opening import Prompts
 from masters.workers import Task
 from tests.invariant.killing import Job, Moment, Nursery, differences
@@ -218,6 +222,44 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, stages: Stages) ->
         assert differences(found, reference) == []
     record = json.loads((found / "record.json").read_text())
     assert record["metrics"]["seconds_waiting"] >= 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_question_none_of_whose_responses_can_be_scored(
+    workers: int, whole: Path, tmp_path: Path
+) -> None:
+    """Threads have encoded it: it is passed over, and the next ones keep their own pictures."""
+    plan = read_plan(whole / "masters.plan.json")
+    stage = plan.stage("score/0-teacher/student")
+    answered = plan.by_name[stage.inputs["responses"]].folder
+    shutil.copytree(answered, tmp_path / "answered")
+    (path,) = list_shards(tmp_path / "answered" / "responses")
+    rows = read_shard(path, RESPONSES).to_pylist()
+    lost = rows[8]["question_id"]
+    for row in rows:
+        if row["question_id"] == lost:
+            row["token_ids"] = [10**6] if row["sample"] else []
+    path.unlink()
+    write_shard(path, rows, RESPONSES)
+    given = StageContext(
+        folder=tmp_path / "scored",
+        inputs={
+            **{role: plan.by_name[name].folder for role, name in stage.inputs.items()},
+            "responses": tmp_path / "answered",
+        },
+        runtime=plan.recipe.runtime.model_copy(update={"workers": workers}),
+        progress=lambda done, total, note: None,
+    )
+    given.folder.mkdir()
+    own = sum(row["question_id"] == lost for row in rows)
+    assert dispatch_stage(stage.spec, given)["responses_without_scores"] == own > 0
+    one, other = (
+        read_shard(folder / "scores" / path.name, SCORES).to_pylist()
+        for folder in (given.folder, plan.by_name["score/0-teacher/student"].folder)
+    )
+    for mine, reference in zip(one, other, strict=True):
+        expected = [] if mine["question_id"] == lost else reference["reference_logprobs"]
+        assert mine["reference_logprobs"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_kept_features_change_a_run_by_rounding(stages: Stages) -> None:

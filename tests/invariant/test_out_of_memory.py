@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from masters import load_recipe, make_plan
 from masters.artifacts import StageContext
 from masters.errors import StageError
 from masters.generation.engine import TransformersEngine
@@ -17,6 +18,7 @@ from masters.plan import read_plan
 from masters.run import dispatch_stage
 from masters.stages import opening, out_of_memory
 from masters.training import student, teacher_signal
+from masters.training.token_scores import token_scores
 
 CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
 
@@ -24,6 +26,11 @@ CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capaci
 def full(*_: Any, **__: Any) -> Any:
     """What a device without room does."""
     raise torch.OutOfMemoryError(CUDA)
+
+
+def full_in_a_step(hidden_S: Any, head_S: Any, hidden_T: Any, *rest: Any) -> Any:
+    """Room for the first use, which asks no teacher, and none for the step."""
+    return full() if hidden_T is not None else token_scores(hidden_S, head_S, hidden_T, *rest)
 
 
 @pytest.fixture
@@ -66,7 +73,7 @@ TRAINING = [
 
 
 def test_training(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(student, "token_scores", full)
+    monkeypatch.setattr(student, "token_scores", full_in_a_step)
     message = runs("train/0-teacher", micro_batch_questions=6, gradient_checkpointing=False)
     assert message.startswith(
         "out of memory while training on step 1: CUDA out of memory. Tried to allocate 2.50 GiB. "
@@ -80,7 +87,7 @@ def test_training(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_what_can_still_go_down(
     runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student, "token_scores", full)
+    monkeypatch.setattr(student, "token_scores", full_in_a_step)
     message = runs(
         "train/0-teacher",
         micro_batch_questions=1,
@@ -137,6 +144,17 @@ def test_scoring(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
     assert listed(message) == [TRAINING[i] for i in (0, 2, 3, 4)]
 
 
+def test_a_signal_and_a_split_group_have_the_same_settings(whole: Path) -> None:
+    """The stage that stores a teacher's signal reads groups as a step does."""
+    plan = make_plan(
+        load_recipe("masters", profile="tiny", overrides=["method.signal=hidden"]), whole
+    )
+    (stage,) = (stage for stage in plan.stages if stage.spec.kind == "signal")
+    said = out_of_memory.to_lower(stage.spec, plan.recipe.runtime, "running the teacher")
+    named = [text.split(" ")[0] for text in said]
+    assert [name for name in named if name != "runtime.jobs"][:2] == [TRAINING[0], TRAINING[2]]
+
+
 def test_loading(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "load_model", full)
     message = runs("generate/0-teacher/teacher")
@@ -145,12 +163,12 @@ def test_loading(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_host_is_full(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from masters.stages import judge
+    from masters.stages import jury
 
     def host(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(judge, "verify", host)
+    monkeypatch.setattr(jury, "verify", host)
     message = runs("judge/0-teacher/teacher")
     assert message.startswith("out of memory while computing the stage judge: no room. Close ")
 

@@ -366,3 +366,25 @@ def test_a_split_step_draws_the_same_dropout_twice(student: Tiny, teacher: Tiny)
     step_gradient(student, teacher, make_groups(student, teacher)[:1], micro_batch_responses=2)
     first, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert len(first) > 1 and all(map(torch.equal, first, again))
+
+
+def test_only_what_must_be_split_runs_twice(student: Tiny, teacher: Tiny) -> None:
+    """Groups that each fit share a pass; of one that doesn't, the teacher reads each piece once."""
+    groups = make_groups(student, teacher)[:4]
+    passes = {"student": 0, "teacher": 0}
+
+    def count(name: str, tiny: Tiny) -> Any:
+        def counted(module: Any, args: Any) -> None:
+            passes[name] += 1
+
+        return tiny.model.model.language_model.register_forward_pre_hook(counted)
+
+    hooks = [count("student", student), count("teacher", teacher)]
+    distinct = {len({r.token_ids for r in group.responses}) for group in groups}
+    assert distinct == {4}
+    step_gradient(student, teacher, groups, micro_batch_responses=4)
+    assert passes == {"student": 1, "teacher": 1}
+    step_gradient(student, teacher, groups[:1], micro_batch_responses=2)
+    assert passes == {"student": 1 + 2 * 2, "teacher": 1 + 2}
+    for hook in hooks:
+        hook.remove()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from masters.artifacts import StageContext
+from masters.data.tables import shard_name
 from masters.errors import StageError
 from masters.plan import Plan, Stage, read_plan
 from masters.run import dispatch_stage
@@ -220,6 +221,29 @@ def test_threads_read_ahead_what_the_step_asks_for(
     logged = [row["time/signal_seconds"] for row in lines(given.folder / "metrics.jsonl")]
     steps = [row["time/step_seconds"] for row in lines(given.folder / "metrics.jsonl")]
     assert all(0 < of < whole for of, whole in zip(logged, steps, strict=True))
+
+
+@pytest.mark.parametrize("batch", [3, 96])
+def test_threads_encode_what_the_teacher_reads(
+    batch: int, hidden: tuple[dict[str, Path], Plan], tmp_path: Path
+) -> None:
+    """Their number moves no bit, whole shards are not encoded again, and waiting is logged."""
+    stage = hidden[1].stage("signal/0-teacher")
+    assert isinstance(stage.spec, SignalSpec)
+    spec = stage.spec.model_copy(update={"shard_questions": 20})
+    stored: list[dict[str, bytes]] = []
+    for workers in (0, 3):
+        given = context(hidden[1], stage, tmp_path / str(workers))
+        update = {"workers": workers, "micro_batch_questions": batch}
+        given = replace(given, runtime=given.runtime.model_copy(update=update))
+        metrics = dispatch_stage(spec, given)
+        assert metrics["seconds_waiting"] >= 0 and (workers or metrics["seconds_waiting"] > 0)
+        if workers:
+            (given.folder / "index" / shard_name(1)).unlink()
+            dispatch_stage(spec, given)
+        files = [*given.folder.glob("tokens/*"), *given.folder.glob("index/*")]
+        stored.append({path.name: path.read_bytes() for path in files})
+    assert stored[0] == stored[1] and len(stored[0]) == 10
 
 
 REFUSED = {

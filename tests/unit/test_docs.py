@@ -32,18 +32,10 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture",
-            "benchmarks",
-            "calibrate",
-            "data",
-            "decisions",
-            "evaluation",
-            "families",
-            "gpu",
-            "masks",
-            "methods",
-            "serving",
-        )
+            "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
+            "families", "gpu", "judge", "judging", "masks", "methods", "serving", "training_engines",
+            "verifiers",
+        )  # fmt: skip
     ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

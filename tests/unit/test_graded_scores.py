@@ -91,7 +91,7 @@ def test_judge_keeps_graded_rewards_and_counts_full_marks_alone(tmp_path: Path) 
 def test_evaluate_gives_the_mean_and_its_own_interval(rule: str, metric: str) -> None:
     scores = [0.3, 0.6, 0.6, 0.9] if metric == "score" else [0.0, 0.0, 1.0, 1.0]
     answers = [{"ratio": 0, "kind": "a", "score": score} for score in scores]
-    spec = SimpleNamespace(rule=SimpleNamespace(rule=rule), benchmark="held_out")
+    spec = SimpleNamespace(rule=SimpleNamespace(kind="rule", rule=rule), benchmark="held_out")
     rows = evaluate._results(cast("EvaluateSpec", spec), answers, {0: 0.0})
     assert [row["metric"] for row in rows] == [metric, metric]
     expected = t_interval(scores) if metric == "score" else wilson(2, 4)

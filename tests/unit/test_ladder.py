@@ -43,6 +43,11 @@ def trained(plan: Plan, name: str) -> TrainSpec:
     return spec
 
 
+def trained_model(plan: Plan, evaluated: str) -> str:
+    """The stage that made the evaluated model."""
+    return plan.stage(f"evaluate/{evaluated}").inputs["model"]
+
+
 def curves(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Evaluation -> ratios."""
     specs = {stage.name: stage.spec for stage in plan.stages}
@@ -65,6 +70,11 @@ def test_each_phase_has_its_own_schedule_and_each_teacher_its_own_curve(tmp_path
     assert parts[-1] == ("1-large", 0, 200)
     assert curves(plan)["teacher-mid"] == (2000, 1500, 1000, 500, 0)
     assert curves(plan)["teacher-large"] == (4000, 3000, 2000, 1000, 0)
+    assert list(curves(plan)) == ["start", "student@0", "student", "teacher-mid", "teacher-large"]
+    ended = trained_model(plan, "student@0"), trained_model(plan, "student")
+    assert ended == ("train/0-mid", "train/1-large")
+    without = ladder(tmp_path, TWO, "evaluation.each_phase=false")
+    assert "student@0" not in curves(without)
     masks = {stage.name: stage.spec for stage in plan.stages if stage.kind == "mask"}
     assert {n: s.ratios for n, s in masks.items() if isinstance(s, MaskSpec)} == {
         "mask/mid": (2000, 1500, 1000, 500),

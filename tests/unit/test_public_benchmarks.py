@@ -18,6 +18,7 @@ from masters.evaluation.benchmarks.lmms_output import read_lmms_output
 from masters.evaluation.benchmarks.reading import read_row
 from masters.evaluation.benchmarks.scores import difference_of
 from masters.evaluation.benchmarks.table import html_table, markdown_table, notes, table_json
+from masters.evaluation.paired import holm, mcnemar
 from masters.evaluation.statistics import paired_share_difference, wilson
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "lmms_eval"
@@ -97,7 +98,9 @@ def test_only_verdicts_are_compared() -> None:
     assert len(pairs) == 13
     gained, lost = (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))  # type: ignore[operator]
     expected = paired_share_difference(gained, lost, 13)
-    assert difference_of(mid["mathvista"], start["mathvista"]) == expected
+    found = difference_of(mid["mathvista"], start["mathvista"])
+    assert found is not None and found.interval == expected
+    assert found.p == mcnemar(gained, lost)
     # Right and wrong is not in MMBench's log, and MMMU's does not tell of its open questions.
     assert difference_of(mid["mmbench"], start["mmbench"]) is None
     assert [key for key, one in mid["mmmu"].questions.items() if one.score is None] == ["7"]
@@ -105,8 +108,9 @@ def test_only_verdicts_are_compared() -> None:
 
 def test_a_group_counts_as_much_as_another() -> None:
     start, teacher = (read_lmms_output(SAMPLE / one)["mmstar"] for one in ("start", "teacher"))
-    difference = difference_of(teacher, start)
-    assert difference is not None
+    found = difference_of(teacher, start)
+    assert found is not None and 0.05 < found.p < 1
+    difference = found.interval
     assert difference.value == pytest.approx(teacher.value - start.value)
     assert difference.low < difference.value < difference.high
 
@@ -235,14 +239,19 @@ def test_the_table_has_the_papers_layout() -> None:
     assert start["average"]["value"] == pytest.approx(sum(values) / 13)
     assert start["differences"] == {}
     better = {name for name, d in masters["differences"].items() if d["low"] > 0}
-    assert "blink" in better and "chartqa" not in better and "mmbench" not in masters["differences"]
+    assert better == {"blink", "mathvista", "seed", "seed2_plus"}  # each taken by itself
+    better = {n for n, d in masters["differences"].items() if d["verdict"] == "higher"}
+    assert better == {"blink"} and "mmbench" not in masters["differences"]
+    every = [d for row in content["rows"] for d in row["differences"].values()]
+    assert [d["adjusted"] for d in every] == holm([d["p"] for d in every]) and len(every) > 30
     lines = markdown_table(content).splitlines()
     assert lines[0].startswith("| model | AI2D | ChartQA |")
     assert lines[0].endswith("| RWQA | mean of 13 |")
     assert [line.split(" | ")[0] for line in lines[2:6]] == [f"| {name}" for name in ROWS]
     assert lines[4].count("▲") == len(better)
     page = html_table(content)
-    assert page.count("<tr>") == 5 and page.count("<td>") == 4 * 14
+    assert page.count("<tr>") == 5 and page.count('<td class="n">') == 4 * 14
+    assert page.count('class="mark higher"') == 2 and "mark lower" not in page
     json.dumps(content, allow_nan=False)
     said = notes(content)
     assert "MathVista: judge not recorded" in said

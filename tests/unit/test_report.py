@@ -225,10 +225,15 @@ def test_page_is_self_contained_and_escapes_what_models_wrote(made):
     out, _, _ = made
     page = (out / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "\x00" not in page
-    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "http" not in re.sub(r"http-equiv", "", page)
-    assert page.count('<article class="example">') == 10
-    assert page.count('class="tiny" src="data:image/png;base64,') == 10
+    ten = page[page.index('<section id="ten">') :]
+    assert ten.count('<article class="example">') == 10
+    assert ten.count('class="tiny" src="data:image/png;base64,') == 10
+    # Four of each way for each of three runs, with their images.
+    assert page.count('<article class="example">') == 10 + 3 * 2 * 4
+    assert page.count('class="tiny" src="data:image/png;base64,') == 10 + 3 * 2 * 4
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r' id="([^"]+)"', page))
     assert {path.name for path in out.glob("*.png")} >= {"masters-losses.png", "models.png"}
     assert not list(out.glob(".*"))
 
@@ -257,7 +262,8 @@ def test_lost_test_data_costs_the_images_not_the_report(tmp_path):
         path.write_text(json.dumps(content))
     write_report(tmp_path / "report", [run])
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count('<article class="example">') == 10 and "could not be opened" in page
+    ten = page[page.index('<section id="ten">') :]
+    assert ten.count('<article class="example">') == 10 and "could not be opened" in ten
 
 
 def test_several_seeds_add_rows_over_seeds(tmp_path):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from masters.artifacts import StageContext, is_done, read_record
 from masters.errors import StageError
+from masters.evaluation.beside import stamp
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe
 from masters.run import report_is_done, run_infos, run_plan, run_plans
@@ -54,7 +55,9 @@ class Recorder:
                 for run in spec.runs
                 for stage in run.stages.values()
             ]
-            (context.folder / "report.json").write_text(json.dumps({"inputs": prints}))
+            assert spec.out is not None
+            content = {"inputs": prints, "beside": stamp(spec.out)}
+            (context.folder / "report.json").write_text(json.dumps(content))
             return {}
         self.ran.append((spec.kind, context.folder))
         return fake_stages.works(spec, context)
@@ -75,6 +78,11 @@ def test_runs_everything_once_in_order(tmp_path: Path) -> None:
     run_plan(plan, dispatch=recorder, console=quiet())
     assert len(recorder.ran) == len(plan.stages)
     assert len(recorder.reports) == 1, "nothing changed, nothing is written again"
+    (tmp_path / "speed.json").write_text("{}")
+    run_plan(plan, only="report", dispatch=recorder, console=quiet())
+    assert len(recorder.reports) == 2, "a speed was measured, which the report shows"
+    run_plan(plan, only="report", dispatch=recorder, console=quiet())
+    assert len(recorder.reports) == 2
 
 
 def test_until_and_only(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from masters.data.answers import answer_texts, gold_answers, most_given
+from masters.data.answers import accepted_answers, answer_texts, gold_answers, most_given
 from masters.data.questions import Question
 from masters.data.sources import Source, open_questions
 from masters.errors import DataError
@@ -100,3 +100,19 @@ def test_a_question_made_by_hand() -> None:
 
 FINGERPRINT = "30daa7c339eddedb39761c1684810b3e711c9b97962a7fdbb3e1665a0ef67933"
 WITH_ANSWERS = "bf6d90bc23f9d1220ba617bc8dfcfdf49b6d4446489091706a7655496fe1cd2c"
+
+
+@pytest.mark.parametrize(
+    ("label", "answers", "accepted"),
+    [
+        ("a", None, ("a",)),
+        ("a", ["b", "a", "b", ""], ("a", "b")),
+        ("blue", ["blue"] * 6 + ["navy"] * 3 + ["red"], ("blue", "navy")),
+        (None, ["a"], ()),
+    ],
+)
+def test_what_a_judge_may_accept(
+    label: str | None, answers: list[str] | None, accepted: tuple[str, ...]
+) -> None:
+    meta: dict[str, object] = {} if answers is None else {"answers": answers}
+    assert accepted_answers(Question(id="1", text="?", label=label, meta=meta)) == accepted

@@ -7,7 +7,13 @@ import random
 
 import pytest
 
-from masters.evaluation.statistics import paired_difference, t_interval, t_quantile, wilson
+from masters.evaluation.statistics import (
+    paired_difference,
+    t_interval,
+    t_quantile,
+    t_test,
+    wilson,
+)
 
 
 def test_wilson_hand_values() -> None:
@@ -91,3 +97,15 @@ def test_paired_difference_uses_the_pairing() -> None:
     assert paired_difference([True, False], [False, False]).value == 0.5
     with pytest.raises(ValueError, match="2 scores against 1"):
         paired_difference([1, 0], [1])
+
+
+def test_t_test_has_the_tables_levels_and_agrees_with_the_interval() -> None:
+    # Three values with mean m and deviation 1: t = m sqrt(3); 4.302653 is the 5 % point, df 2.
+    edge = 4.302653 / 3**0.5
+    assert t_test([edge - 1, edge, edge + 1]) == pytest.approx(0.05, abs=1e-6)
+    assert t_test([12.706205 - 1, 12.706205 + 1]) == pytest.approx(0.05, abs=1e-6)  # df 1, s sqrt 2
+    for shift in (-2.0, -0.4, 0.1, 3.0, 9.0):
+        values = [shift + x for x in (-1.0, 0.3, 0.7)]
+        _, low, high = t_interval(values)
+        assert (t_test(values) <= 0.05) == (low > 0 or high < 0)
+    assert t_test([0.3]) == 1.0 == t_test([0.0, 0.0]) and t_test([0.2, 0.2]) == 0.0

@@ -9,6 +9,7 @@ from masters.data.questions import Question
 
 ANSWERS = "answers"
 """Their key in a question's ``meta``."""
+_VOTES = 3
 
 
 def answer_texts(value: object) -> tuple[str, ...] | None:
@@ -40,3 +41,18 @@ def gold_answers(question: Question) -> tuple[str, ...]:
     if several is not None:
         return several
     return () if question.label is None else (question.label,)
+
+
+def accepted_answers(question: Question) -> tuple[str, ...]:
+    """What a reader may accept as right, each wording once: the label, then other gold answers.
+
+    Where annotators voted (an answer was given three times or more), only what at least three of
+    them gave: the number that VQA v2 asks for full marks; the rest may be slips. A question
+    without label has none.
+    """
+    if question.label is None:
+        return ()
+    counts = Counter(answer for answer in gold_answers(question) if answer)
+    voted = max(counts.values(), default=0) >= _VOTES
+    kept = [answer for answer, count in counts.items() if not voted or count >= _VOTES]
+    return tuple(dict.fromkeys([question.label, *kept]))

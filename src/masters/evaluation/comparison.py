@@ -11,9 +11,9 @@ from masters.artifacts import read_record
 from masters.errors import StageError
 from masters.evaluation.categories import Row, tables_of
 from masters.evaluation.located import Located
-from masters.evaluation.paired import LEVEL, holm, mcnemar, paired_bootstrap, sign_flip
+from masters.evaluation.paired import LEVEL, MCNEMAR, SIGN_FLIPS, contrast, holm
 from masters.evaluation.readings import read_answers
-from masters.evaluation.statistics import Interval, mean_score, paired_share_difference
+from masters.evaluation.statistics import Interval, mean_score
 
 SCHEMA = 1
 _NAMED = 5
@@ -107,7 +107,7 @@ class Comparison:
     @property
     def test(self) -> str:
         """The name of the test that the p-values come from."""
-        return "sign flips of the paired scores" if self.graded else "McNemar's exact test"
+        return SIGN_FLIPS if self.graded else MCNEMAR
 
     def as_json(self) -> Row:
         """The comparison as JSON values."""
@@ -193,24 +193,18 @@ def _line(
     """The comparison on these questions."""
     a = [float(first[key]["score"]) for key in ids]
     b = [float(second[key]["score"]) for key in ids]
-    differences = [y - x for x, y in zip(a, b, strict=True)]
-    gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    if graded:
-        difference, p = paired_bootstrap(differences), sign_flip(differences)
-    else:
-        difference = paired_share_difference(gained, lost, len(ids))
-        p = mcnemar(gained, lost)
+    found = contrast(a, b, graded=graded)
     return Line(
         by=by,
         category=category,
         n=len(ids),
         first=mean_score(a),
         second=mean_score(b),
-        difference=difference,
-        gained=gained,
-        lost=lost,
-        p=p,
-        adjusted=p,
+        difference=found.difference,
+        gained=found.gained,
+        lost=found.lost,
+        p=found.p,
+        adjusted=found.p,
     )
 
 

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 
 from masters.artifacts import canonical_json
 from masters.evaluation.readings import Row, read_json
+from masters.lineage import MARK, STUDENT
 
 if TYPE_CHECKING:
     from masters.artifacts import RunInfo
+
+
+PHASE = "/"
+"""Between a recipe's name and the phase after which its student is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,7 @@ class Evaluated:
 def evaluations(runs: Sequence[RunInfo]) -> list[Evaluated]:
     """Every evaluated model once per seed: the start, then each recipe's student, then teachers.
 
+    A student after an earlier phase stands before the one at the end as ``<recipe>/<phase>``.
     Among several teachers the one with the most parameters is called ``teacher``, the others
     ``teacher-<name>``. Recipes may have one model evaluated at different masking ratios; of those
     the evaluation with the most rows is kept. A different model under a name already taken for
@@ -57,6 +63,11 @@ def rank(run: str) -> int:
     return 2 if run == "teacher" or run.startswith("teacher-") else 1
 
 
+def is_end(run: str) -> bool:
+    """Whether the model is what a recipe leaves, rather than its student after an earlier phase."""
+    return rank(run) == 1 and PHASE not in run
+
+
 def _evaluations_of(run: RunInfo) -> list[Evaluated]:
     found = [
         Evaluated(
@@ -75,10 +86,22 @@ def _evaluations_of(run: RunInfo) -> list[Evaluated]:
     return [
         replace(
             item,
-            run="teacher" if item is largest else run.name if item.run == "student" else item.run,
+            run="teacher" if item is largest else _student(item.run, run),
         )
         for item in found
     ]
+
+
+def _student(name: str, run: RunInfo) -> str:
+    """The recipe's name for its student, with the phase behind it where that is not the last."""
+    model, mark, phase = name.partition(MARK)
+    if model != STUDENT:
+        return name
+    if not mark:
+        return run.name
+    parts = [stage.split("/")[1] for stage in run.stages if stage.startswith("train/")]
+    called = next((part for part in parts if part.partition("-")[0] == phase), phase)
+    return f"{run.name}{PHASE}{called}"
 
 
 def _identity(folder: Path) -> str:

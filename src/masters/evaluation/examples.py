@@ -62,52 +62,77 @@ def choose_examples(answers: Mapping[str, Mapping[str, Row]], order: Sequence[st
     if not answers:
         return []
     shared = [key for key in order if all(key in rows for rows in answers.values())]
-    split = [key for key in shared if len({rows[key]["correct"] for rows in answers.values()}) > 1]
+
+    def told(key: str) -> set[bool]:
+        return {r[key]["correct"] for r in answers.values() if r[key].get("score", 0) is not None}
+
+    split = [key for key in shared if len(told(key)) > 1]
     rest = [key for key in shared if key not in set(split)]
     place = {key: index for index, key in enumerate(shared)}
     return sorted((split + rest)[:COUNT], key=place.__getitem__)
 
 
-def examples(
-    answers: Mapping[str, Mapping[str, Row]], open_data: Callable[[], Questions]
-) -> list[Example]:
-    """Up to ten questions with images, label and answers.
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """The evaluated data set, or why it cannot be opened any more."""
 
-    Data that can't be opened any more costs the images and texts, not the report: the note says so.
+    questions: Questions | None
+    trouble: str = ""
+
+    @property
+    def order(self) -> Sequence[str] | None:
+        """Ids in the test set's order; None where it is not here."""
+        return None if self.questions is None else self.questions.ids
+
+    def example(self, key: str, answers: Mapping[str, Row]) -> Example:
+        """One question with its images and the models' answers.
+
+        Args:
+            key: its id.
+            answers: model -> its row of the answers table; at least one.
+        """
+        row = next(iter(answers.values()))
+        text, pictures, note = None, (), self.trouble
+        if self.questions is not None:
+            try:
+                question = self.questions[self.questions.find(key)]
+                text = question.text
+                pictures, note = _open(self.questions, question)
+            except Exception as error:  # the data were changed since: named on the page
+                note = f"The question could not be read: {error}"
+        return Example(
+            id=key,
+            question=text,
+            label=str(row.get("label") or ""),
+            kind=str(row.get("kind") or ""),
+            pictures=pictures,
+            note=note,
+            answers=dict(answers),
+        )
+
+
+def open_shelf(open_data: Callable[[], Questions]) -> Shelf:
+    """Data that can't be opened any more costs the images and texts, not the report."""
+    try:
+        return Shelf(questions=open_data())
+    except Exception as error:  # any reader, any broken file: the report is worth more
+        return Shelf(questions=None, trouble=f"The test data could not be opened: {error}")
+
+
+def examples(answers: Mapping[str, Mapping[str, Row]], shelf: Shelf) -> list[Example]:
+    """Up to ten questions by ``RULE``, with images, label and answers.
 
     Args:
         answers: model -> question id -> row of its answers table.
-        open_data: opens the evaluated data set.
+        shelf: the evaluated data set.
     """
     if not answers:
         return []
-    stored = next(iter(answers.values()))
-    try:
-        questions = open_data()
-        order: Sequence[str] = questions.ids
-        trouble = ""
-    except Exception as error:  # any reader, any broken file: the report is worth more
-        questions, order = None, list(stored)
-        trouble = f"The test data could not be opened: {error}"
-    found = []
-    for key in choose_examples(answers, order):
-        question = questions[questions.find(key)] if questions is not None else None
-        pictures, note = (), trouble
-        if questions is not None and question is not None:
-            pictures, note = _open(questions, question)
-        row = stored[key]
-        found.append(
-            Example(
-                id=key,
-                question=question.text if question is not None else None,
-                label=str(row.get("label") or ""),
-                kind=str(row.get("kind") or ""),
-                pictures=pictures,
-                note=note,
-                answers={model: rows[key] for model, rows in answers.items()},
-            )
-        )
-    return found
+    order = shelf.order or list(next(iter(answers.values())))
+    return [
+        shelf.example(key, {model: rows[key] for model, rows in answers.items()})
+        for key in choose_examples(answers, order)
+    ]
 
 
 def picture_of(image: Image) -> Picture:

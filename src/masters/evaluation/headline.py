@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from masters.evaluation import markup
-from masters.evaluation.evaluated import rank
+from masters.evaluation.evaluated import is_end
 from masters.evaluation.markup import paragraph, text
 from masters.evaluation.readings import Row, difference_of, measure, recipe_models
 
@@ -18,7 +18,7 @@ def headline(report: dict[str, Any], runs: Sequence[RunInfo]) -> str:
     """The page's title, its first paragraphs and the four numbers that matter most."""
     lines = {line["run"]: line for line in report["summary"]["runs"]}
     sizes = {role: model["parameters"] for role, model in report["models"].items()}
-    own = [line for name, line in lines.items() if rank(name) == 1]
+    own = [line for name, line in lines.items() if is_end(name)]
     best = max(own, key=lambda line: line["value"], default=None)
     parts = [
         '<p class="eyebrow">Masters · distillation report</p>',
@@ -102,18 +102,32 @@ def _gap_words(closed: float) -> str:
 
 
 def _difference_words(report: dict[str, Any], run: str) -> str:
-    found = [(name, difference_of(report, run, name)) for name in ("start", "sft")]
-    rows = [(name, row) for name, row in found if row is not None]
-    if not rows:
+    """Each paired difference with what its test says of it."""
+    said = []
+    for name in ("start", "sft"):
+        row = difference_of(report, run, name)
+        if row is None:
+            continue
+        against = text(name).replace("start", "the start")
+        bounds = "" if row["low"] is None else f" ({markup.interval(row['low'], row['high'])})"
+        size = f"{markup.points(row['difference'])} points"
+        if row["verdict"] == "not told apart":
+            said.append(f"not told apart from {against}: {size}{bounds}, which can be chance")
+        else:
+            p = markup.p_value(row["adjusted"])
+            p = p if p.startswith("&lt;") else f"= {p}"
+            said.append(f"{row['verdict']} than {against}: {size}{bounds}, p {p}")
+    if not said:
         return ""
-    said = [
-        f"{markup.points(row['difference'])} points over {text(name).replace('start', 'the start')}"
-        f" ({markup.interval(row['low'], row['high'])})"
-        for name, row in rows
-    ]
-    words = f"Question by question that is {' and '.join(said)}."
-    if any(row["low"] <= 0 <= row["high"] for _, row in rows):
-        words += " An interval that holds 0 leaves open whether there is any difference at all."
+    words = f"Question by question it is {'; and '.join(said)}."
+    for change in report["changes"]:
+        if change["run"] == run and not change["graded"]:
+            anchor = markup.file_name(run)
+            words += (
+                f' <a href="#{anchor}-better">{change["better"]:,} questions</a> that were wrong '
+                f'are right now, <a href="#{anchor}-worse">{change["worse"]:,}</a> that were right '
+                "are wrong."
+            )
     return words
 
 

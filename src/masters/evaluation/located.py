@@ -12,7 +12,7 @@ import yaml
 
 from masters.artifacts import RunInfo, StageInfo, is_done, read_record
 from masters.errors import StageError
-from masters.evaluation.evaluated import evaluations, rank
+from masters.evaluation.evaluated import evaluations, is_end
 from masters.evaluation.readings import read_json
 
 EVALUATED = "evaluated"
@@ -65,7 +65,7 @@ def locate(word: str) -> Located:
             f"{folder}: holds no finished evaluation. Run `masters evaluate` with --out {folder}"
         )
     if not name:
-        own = [key for key in found if rank(key.partition("@")[0]) == 1]
+        own = [key for key in found if is_end(key.partition("@")[0])]
         name = own[0] if len(own) == 1 else ""
     if name not in found:
         raise StageError(
@@ -82,7 +82,7 @@ def evaluated_in(out: Path) -> dict[str, Located]:
     """
     found: dict[str, Located] = {}
     runs = list(_runs(out))
-    fields = {run.name: _fields(run.recipe_yaml) for run in runs}
+    fields = {run.name: recipe_fields(run.recipe_yaml) for run in runs}
     every = [name for names in fields.values() for name in names]
     items = evaluations(runs)
     for item in items:
@@ -121,7 +121,7 @@ def _runs(out: Path) -> Iterator[RunInfo]:
             yield RunInfo(name=name, seed=seed, recipe_yaml=text, stages=stages)
 
 
-def _fields(recipe_yaml: str) -> list[str]:
+def recipe_fields(recipe_yaml: str) -> list[str]:
     """``evaluation.by`` of a resolved recipe; one of an earlier version has none."""
     try:
         return list(yaml.safe_load(recipe_yaml)["evaluation"].get("by") or ())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from masters.evaluation.examples import data_uri
+from masters.shown import shown
 
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+MARKS = {"higher": "▲", "lower": "▼"}
 LONGEST_ANSWER = 400
 """Characters of a model's answer shown before it is cut."""
 
@@ -19,8 +20,7 @@ def text(value: object) -> str:
     Answers are whatever a model wrote: markup, control characters, marks that turn the reading
     direction. Callers put them inside ``<bdi>``.
     """
-    shown = "".join(_visible(character) for character in str(value))
-    return html.escape(shown, quote=True)
+    return html.escape(shown(str(value)), quote=True)
 
 
 def answer(value: object) -> str:
@@ -67,9 +67,52 @@ def interval(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def section(title: str, *parts: str) -> str:
-    """A titled section of the page."""
-    return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+def section(title: str, *parts: str, anchor: str = "") -> str:
+    """A titled section of the page; ``anchor`` is what links call it."""
+    name = f' id="{text(anchor)}"' if anchor else ""
+    return f"<section{name}>\n<h2>{text(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def mark(verdict: str | None, against: str = "start") -> str:
+    """The sign of a difference that was found; nothing where none was."""
+    if verdict not in MARKS:
+        return ""
+    words = f"{verdict} than {against}"
+    return f'<span class="mark {verdict}" title="{text(words)}">{MARKS[verdict]}</span>'
+
+
+def p_value(p: float) -> str:
+    """A p-value with four decimals, escaped."""
+    return "&lt; 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def marked_cell(row: Mapping[str, Any] | None, verdict: str | None = None, after: str = "") -> str:
+    """A table's cell: a share in per cent with its mark, its interval beneath.
+
+    Args:
+        row: ``value``, ``low`` and ``high``, which may be None; None leaves the cell empty.
+        after: escaped text behind the value.
+    """
+    if row is None:
+        return '<td class="n"></td>'
+    low, high = row["low"], row["high"]
+    below = "" if low is None or high is None else f"<small>{interval(low, high)}</small>"
+    return f'<td class="n">{100 * row["value"]:.1f}{after}{mark(verdict)}{below}</td>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Cells of plain text as a table: the first column is text, the others are numbers."""
+    head = "".join(f"<th{' class=n' if i else ''}>{text(h)}</th>" for i, h in enumerate(heads))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{' class=n' if i else ''}>{text(cell)}</td>" for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def paragraph(words: str, kind: str = "") -> str:
@@ -101,15 +144,10 @@ def interval_bar(
     return f'<div class="bar">{lines}{band}<b style="left:{at(value):.2f}%"></b></div>'
 
 
+def file_name(name: str) -> str:
+    """``name`` with what file names and anchors do not take made a dash."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+
+
 def _short(number: float) -> str:
     return f"{number:.2f}" if number < 1 else f"{number:.1f}" if number < 100 else f"{number:.0f}"
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return character
-    kind = unicodedata.category(character)
-    if kind == "Cc":
-        return chr(0x2400 + ord(character)) if ord(character) < 32 else "\N{REPLACEMENT CHARACTER}"
-    turning = unicodedata.bidirectional(character) in _TURNING
-    return "\N{REPLACEMENT CHARACTER}" if kind == "Cs" or turning else character

@@ -9,19 +9,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masters.evaluation.statistics import Interval
+from masters.evaluation.statistics import Interval, paired_share_difference
 
 LEVEL = 0.05
 """A difference is called one when its p-value is at most this."""
+MCNEMAR = "McNemar's exact test"
+SIGN_FLIPS = "sign flips of the paired scores"
 RESAMPLES = 10_000
 _NORMAL = NormalDist()
 _AT_ONCE = 1 << 22
 """Drawn numbers held in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """The second model less the first, over the same questions.
+
+    Args:
+        difference: Tango's score interval for right and wrong, BCa bootstrap for graded scores.
+        gained: questions on which the second scores more; ``lost``: the first.
+        p: of ``test``.
+    """
+
+    n: int
+    difference: Interval
+    gained: int
+    lost: int
+    p: float
+    test: str
+
+
+def contrast(first: Sequence[float], second: Sequence[float], *, graded: bool) -> Contrast:
+    """Two models' scores on the same questions, in the same order.
+
+    Args:
+        graded: whether scores between 0 and 1 are possible; False asks for 0 and 1 only.
+
+    Raises:
+        ValueError: the lengths differ, or there is no question.
+    """
+    differences = [y - x for x, y in zip(first, second, strict=True)]
+    gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    if graded:
+        difference, p = paired_bootstrap(differences), sign_flip(differences)
+    else:
+        difference = paired_share_difference(gained, lost, len(differences))
+        p = mcnemar(gained, lost)
+    return Contrast(
+        n=len(differences),
+        difference=difference,
+        gained=gained,
+        lost=lost,
+        p=p,
+        test=SIGN_FLIPS if graded else MCNEMAR,
+    )
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from masters.evaluation.evaluated import rank
 from masters.evaluation.readings import RewardCounts, Row, TrainingCurve, finite_series
 
 if TYPE_CHECKING:
@@ -220,6 +222,40 @@ def _terms(curve: TrainingCurve, prefix: str, *, log: bool) -> bytes | None:
         _smooth_line(axes, series, colour, name)
     if log and all(value > 0 for _, (_, values) in lines for value in values):
         log_scale(axes)
+    legend(axes)
+    return png(figure)
+
+
+def speed_scatter(points: Sequence[Row], heading: str) -> bytes:
+    """Accuracy over tokens a second, a point a model, its area by the logarithm of its size.
+
+    Args:
+        points: ``run``, ``line`` (value, low, high) and ``speed`` (decode, parameters) of each.
+        heading: what the accuracy is called.
+    """
+    figure, axes = _panel("tokens/s", height=3.3)
+    least = min(point["speed"].parameters for point in points)
+    own = [point["run"] for point in points if rank(point["run"]) == 1]
+    for point in points:
+        speed, line, run = point["speed"], point["line"], point["run"]
+        colour = (MUTED, STUDENT, TEACHER)[rank(run)]
+        if run in own[:-1]:  # the last one is the method's own
+            colour = SPARE_COLOURS[own.index(run) % len(SPARE_COLOURS)]
+        x, y = speed.decode.median, line["value"]
+        wide = [[x - speed.decode.least], [speed.decode.most - x]]
+        high = [[y - line["low"]], [line["high"] - y]]
+        axes.errorbar(x, y, xerr=wide, yerr=high, fmt="none", ecolor=colour, alpha=0.5, lw=1.2)
+        area = 40 * (1 + math.log10(speed.parameters / least))
+        axes.scatter(x, y, s=area, color=colour, zorder=3, label=run)
+    speeds = [point["speed"].decode.median for point in points]
+    if max(speeds) > 4 * min(speeds):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_ylabel(heading, color=MUTED, fontsize=9)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.margins(x=0.12, y=0.08)
     legend(axes)
     return png(figure)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,13 @@ from rich.text import Text
 
 from masters.artifacts import atomic_write_bytes
 from masters.errors import StageError
-from masters.evaluation.evaluated import Evaluated, evaluations, rank
+from masters.evaluation.beside import Beside, read_beside, stamp
+from masters.evaluation.changes import changes
+from masters.evaluation.contrasts import differences
+from masters.evaluation.evaluated import Evaluated, evaluations, is_end, rank
+from masters.evaluation.located import recipe_fields
+from masters.evaluation.markup import MARKS
+from masters.evaluation.paper_table import paper_tables
 from masters.evaluation.readings import (
     FULL,
     METRICS,
@@ -25,7 +30,8 @@ from masters.evaluation.readings import (
     read_answers,
     read_json,
 )
-from masters.evaluation.statistics import paired_difference, t_interval
+from masters.evaluation.statistics import t_interval
+from masters.evaluation.verdicts import evaluated_verdicts, judged_verdicts
 
 if TYPE_CHECKING:
     from masters.artifacts import RunInfo
@@ -35,7 +41,7 @@ HEADLINE = "held_out"
 Report = dict[str, Any]
 
 
-def write_report(out: Path, runs: Sequence[RunInfo]) -> Report:
+def write_report(out: Path, runs: Sequence[RunInfo], *, around: Path | None = None) -> Report:
     """The content of report.json, after writing it, report.html and the pictures into ``out``.
 
     Every file is written under a temporary name and renamed.
@@ -43,12 +49,15 @@ def write_report(out: Path, runs: Sequence[RunInfo]) -> Report:
     Args:
         out: the report's folder; made if missing.
         runs: the recipes to report on, one entry per recipe and seed.
+        around: the output folder, whose benchmarks and speed.json are shown; None: neither is.
 
     Returns:
-        {"schema", "seed", "seeds", "models", "results", "masking", "stages", "summary", "inputs"}.
-        With several seeds a run has one row of ``results`` per seed and one with seed None: the
-        mean over seeds with a t-interval, n the number of seeds. A model that all seeds share
-        (the start, the teacher) keeps its own interval and n in the row with seed None.
+        {"schema", "seed", "seeds", "models", "results", "masking", "stages", "summary", "tables",
+        "changes", "verdicts", "benchmarks", "speed", "unread", "beside", "inputs"}. With several
+        seeds a run has one row of ``results`` per seed and one with seed None: the mean over seeds
+        with a t-interval, n the number of seeds. A model that all seeds share (the start, the
+        teacher) keeps its own interval and n in the row with seed None. "beside" is there with
+        ``around``: a digest of what was found there.
 
     Raises:
         StageError: there is no run, or a stage folder cannot be read.
@@ -56,8 +65,14 @@ def write_report(out: Path, runs: Sequence[RunInfo]) -> Report:
     """
     from masters.evaluation.page import render_page
 
-    report = build_report(runs)
-    page, pictures = render_page(report, runs)
+    beside = Beside()
+    if around is not None:
+        named = [item.run for item in evaluations(runs)]
+        beside = read_beside(around, list(dict.fromkeys(named)))
+    report = build_report(runs, beside)
+    if around is not None:
+        report["beside"] = stamp(around)
+    page, pictures = render_page(report, runs, beside)
     out.mkdir(parents=True, exist_ok=True)
     for name, png in pictures.items():
         atomic_write_bytes(out / name, png)
@@ -67,12 +82,15 @@ def write_report(out: Path, runs: Sequence[RunInfo]) -> Report:
     return report
 
 
-def build_report(runs: Sequence[RunInfo]) -> Report:
+def build_report(runs: Sequence[RunInfo], beside: Beside | None = None) -> Report:
     """The content of report.json; see ``write_report``."""
     if not runs:
         raise StageError("report: no runs; expected at least one. Name a recipe that was run.")
+    beside = beside or Beside()
     found = evaluations(runs)
     seeds = list(dict.fromkeys(run.seed for run in runs))
+    answers = {folder: read_answers(folder) for folder in {item.folder: None for item in found}}
+    fields = [field for run in runs for field in recipe_fields(run.recipe_yaml)]
     results = _result_rows(found, seeds)
     masking = _masking(found)
     return {
@@ -88,10 +106,16 @@ def build_report(runs: Sequence[RunInfo]) -> Report:
         "stages": _stages(runs),
         "summary": {
             "runs": _summary(results, seeds),
-            "differences": _differences(found, seeds),
+            "differences": differences(found, answers, seeds),
             "masking": masking,
             "student_sft": _student_sft(runs),
         },
+        "tables": paper_tables(found, answers, fields),
+        "changes": changes(found, answers, seeds[0]),
+        "verdicts": {"judged": judged_verdicts(runs), "evaluated": evaluated_verdicts(found)},
+        "benchmarks": beside.benchmarks,
+        "speed": beside.speeds.as_json() if beside.speeds else None,
+        "unread": list(beside.unread),
         "inputs": _fingerprints(runs),
     }
 
@@ -104,7 +128,9 @@ def terminal_table(report: Report) -> Table:
     title = f"{measure(lines).capitalize()} on {lines[0]['benchmark']}" if lines else "No results"
     table = Table(
         title=title,
-        caption="95 % intervals" + (f"; {len(report['seeds'])} seeds" if several else ""),
+        caption="95 % intervals"
+        + (f"; {len(report['seeds'])} seeds" if several else "")
+        + "\n▲ ▼ a difference, by a paired test at 5 % for all of these (Holm)",
         title_justify="left",
         caption_justify="left",
     )
@@ -113,7 +139,7 @@ def terminal_table(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("gap closed", justify="right")
     for line in lines:
-        own = rank(line["run"]) == 1
+        own = is_end(line["run"])
         cells = [
             percent(line["value"]),
             f"{100 * line['low']:.1f} - {100 * line['high']:.1f}",
@@ -131,7 +157,9 @@ def percent(value: float) -> str:
 
 
 def _signed(row: Row | None) -> str:
-    return "" if row is None else f"{100 * row['difference']:+.1f}"
+    if row is None:
+        return ""
+    return f"{100 * row['difference']:+.1f} {MARKS.get(row.get('verdict', ''), ' ')}"
 
 
 def _result_rows(found: Sequence[Evaluated], seeds: Sequence[int]) -> list[Row]:
@@ -228,49 +256,6 @@ def _summary(results: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
     return [
         {**row, "gap_closed": (row["value"] - start["value"]) / gap if start and gap > 0 else None}
         for row in chosen.values()
-    ]
-
-
-def _differences(found: Sequence[Evaluated], seeds: Sequence[int]) -> list[Row]:
-    """Paired differences in accuracy of each run to ``start`` and ``sft``, question by question."""
-    answers = {item.folder: read_answers(item.folder) for item in found if rank(item.run) < 2}
-    by_key = {(item.run, item.seed): item for item in found}
-    rows: list[Row] = []
-    for run in dict.fromkeys(item.run for item in found if rank(item.run) == 1):
-        for against in ("start", "sft"):
-            if run == against:
-                continue
-            per_seed: list[Row] = []
-            for seed in seeds:
-                one, two = by_key.get((run, seed)), by_key.get((against, seed))
-                if one is not None and two is not None:
-                    per_seed += _paired(one, two, answers)
-            rows += per_seed
-            if len(seeds) > 1 and len(per_seed) > 1:
-                mean, low, high = t_interval([row["difference"] for row in per_seed])
-                rows.append(
-                    {**per_seed[0], "seed": None, "difference": mean, "low": low, "high": high}
-                    | {"n": len(per_seed)}
-                )
-    return rows
-
-
-def _paired(one: Evaluated, two: Evaluated, answers: dict[Path, dict[str, Row]]) -> list[Row]:
-    left, right = answers[one.folder], answers[two.folder]
-    judged = {key for key, row in left.items() if row["score"] is not None}
-    judged &= {key for key, row in right.items() if row["score"] is not None}
-    shared = [key for key in left if key in judged]
-    if not shared:
-        return []
-    difference, low, high = paired_difference(
-        [left[key]["score"] for key in shared],
-        [right[key]["score"] for key in shared],
-    )
-    if math.isnan(low):  # one question only: nothing narrower is known
-        low, high = -1.0, 1.0
-    return [
-        {"run": one.run, "against": two.run, "seed": one.seed, "difference": difference}
-        | {"low": low, "high": high, "n": len(shared)}
     ]
 
 

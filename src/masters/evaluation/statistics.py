@@ -81,6 +81,22 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def t_test(values: Sequence[float]) -> float:
+    """The two-sided p-value of Student's t for a mean of 0; 1 for a single value.
+
+    Args:
+        values: at least one; of values all alike p is 1 where they are 0, else 0.
+    """
+    mean = fmean(values)
+    if mean == 0 or len(values) == 1:
+        return 1.0
+    spread = stdev(values, mean)
+    if spread == 0:
+        return 0.0
+    t = abs(mean) / (spread / math.sqrt(len(values)))
+    return min(1.0, max(0.0, 1 - _central_share(t, len(values) - 1)))
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     """The mean of ``a - b`` over the same questions with its interval.
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from masters.artifacts import StageContext, atomic_write_text
+from masters.data.questions import Question
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
 from masters.errors import StageError
 from masters.evaluation.categories import category_fields, score_row
-from masters.generation.engine import TransformersEngine
-from masters.models.encode import EncodedPrompt
+from masters.generation.engine import Completion, TransformersEngine
 from masters.models.load import DTYPES
 from masters.models.memory import doing
-from masters.rewards.verifiers import GRADED, verify
+from masters.rewards.judging.items import JudgeItem
+from masters.rewards.verifiers import GRADED
 from masters.specs import EvaluateSpec
 from masters.stages.features import answer_features
+from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
 from masters.stages.opening import (
     Prompts,
     greedy_answers,
@@ -71,19 +73,38 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     )
     answers: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+    with (
+        prompts.ahead(wanted, context.runtime.workers) as encoded,
+        open_jury(spec.rule, None, context) as jury,
+    ):
         for path, (ratio, part) in zip(paths, parts, strict=True):
             if path in missing:
                 teacher.set_ratio(ratio)
                 with doing("generating answers"):
-                    rows = _answer(spec, engine, prompts, part, ratio, encoded)
+                    answered = list(
+                        greedy_answers(
+                            engine, prompts, part, max_new_tokens=spec.max_new_tokens,
+                            chunk=SHARD, encoded=encoded,
+                        )
+                    )  # fmt: skip
+                rows = _answers(answered, ratio, jury)
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)
-            share = sum(row["score"] for row in answers) / len(answers)
+            judged = [row["score"] for row in answers if row["score"] is not None]
+            share = sum(judged) / max(1, len(judged))
             said = "right" if _metric(spec) == "accuracy" else "of full marks"
             note = f"{rate:.1f} questions/s, {share:.1%} {said}"
             context.progress(len(answers), total, note)
+            lacking = sum(row["score"] is None for row in answers)
+            stop_if_missing(
+                spec.rule,
+                Counter({"no verdict": lacking}),
+                seen=len(answers),
+                total=total,
+                shards=Shards(paths=paths, schema=ANSWERS, column="score"),
+                context=context,
+            )
     results = {
         "rows": _results(spec, answers, _zeros(context, spec.ratios)),
         "parameters": opened.model.num_parameters(),
@@ -93,31 +114,26 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     return {
         "questions": len(questions),
         "accuracy": headline["value"],
+        "missing": sum(row["score"] is None for row in answers),
         "seconds_waiting": round(encoded.seconds_waiting, 3),
     }
 
 
-def _answer(
-    spec: EvaluateSpec,
-    engine: TransformersEngine,
-    prompts: Prompts,
-    indices: Sequence[int],
-    ratio: int,
-    encoded: Callable[[int], EncodedPrompt],
+def _answers(
+    answered: Sequence[tuple[int, Question, Completion]], ratio: int, jury: Jury
 ) -> list[dict[str, Any]]:
-    answered = greedy_answers(
-        engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD, encoded=encoded
-    )
+    """The rows of the table of answers, each with its score; null where a judge gave none."""
+    items = [JudgeItem(question=question, response=said.text) for _, question, said in answered]
     rows = []
-    for _, question, completion in answered:
-        score = verify(spec.rule.rule, completion.text, question).reward
+    found = jury(items, lambda _: None)
+    for (_, question, completion), finding in zip(answered, found, strict=True):
         rows.append(
             {
                 "question_id": question.id,
                 "ratio": ratio,
                 "text": completion.text,
-                "correct": score == 1.0,
-                "score": score,
+                "correct": finding.reward == 1.0,
+                "score": finding.reward,
                 "kind": question.kind,
                 "label": question.label or "",
                 "fields": category_fields(question),
@@ -129,7 +145,8 @@ def _answer(
 
 def _metric(spec: EvaluateSpec) -> str:
     """What the mean of the scores is: the share of right answers, or of the marks to be had."""
-    return "score" if spec.rule.rule in GRADED else "accuracy"
+    graded = spec.rule.kind == "rule" and spec.rule.rule in GRADED
+    return "score" if graded else "accuracy"
 
 
 def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:

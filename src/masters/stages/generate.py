@@ -63,7 +63,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         index
         for path, part in zip(paths, parts, strict=True)
         if path in missing
-        for _, same in _by_ratio(part)
+        for _, same in curriculum.by_ratio(part)
         for index in same
     )
     tokens = cut = done = 0
@@ -72,7 +72,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         for path, part in zip(paths, parts, strict=True):
             if path in missing:
                 rows = []
-                for ratio, same in _by_ratio(part):
+                for ratio, same in curriculum.by_ratio(part):
                     teacher.set_ratio(ratio)
                     with doing("generating responses"):
                         rows += _respond(
@@ -94,13 +94,6 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         "skipped_rows": questions.skipped,
         "seconds_waiting": round(encoded.seconds_waiting, 3),
     }
-
-
-def _by_ratio(part: np.ndarray) -> list[tuple[int, list[int]]]:
-    """(ratio, indices of its questions) of a shard's pairs, ratios by first use."""
-    pairs: list[list[int]] = part.tolist()
-    ratios = dict.fromkeys(ratio for _, ratio in pairs)
-    return [(ratio, [index for index, r in pairs if r == ratio]) for ratio in ratios]
 
 
 def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: What helps, by the first word of what was being done.
 _HELPS: dict[str, tuple[str, ...]] = {
     "training": (
-        "micro_batch", "checkpointing", "jobs", "group", "pixels", "tokens", "teacher_device",
+        "micro_batch", "checkpointing", "activations", "jobs", "group", "pixels", "tokens", "teacher_device",
         "moments", "fewer_trained",
     ),
     "running": ("micro_batch", "jobs", "group", "pixels", "tokens", "teacher_device"),
@@ -71,7 +71,8 @@ def _micro_batch(spec: Any, runtime: Runtime) -> str | None:
 
 def _generation_batch(spec: Any, runtime: Runtime) -> str | None:
     size = runtime.generation_batch
-    if size == 1 or spec.kind not in ("train", "generate", "evaluate"):
+    judges = spec.kind == "judge" and spec.judge is not None
+    if size == 1 or not (judges or spec.kind in ("train", "generate", "evaluate")):
         return None
     return f"runtime.generation_batch ({size})"
 
@@ -83,18 +84,28 @@ def _checkpointing(spec: Any, runtime: Runtime) -> str | None:
     return f"runtime.gradient_checkpointing ({str(setting).lower()}) to true"
 
 
+def _activations(spec: Any, runtime: Runtime) -> str | None:
+    if spec.kind != "train" or runtime.activation_offload or runtime.device == "cpu":
+        return None
+    return "runtime.activation_offload (false) to true"
+
+
 def _jobs(spec: Any, runtime: Runtime) -> str | None:
     return f"runtime.jobs ({runtime.jobs}): stages share the memory" if runtime.jobs > 1 else None
 
 
 def _teacher_device(spec: Any, runtime: Runtime) -> str | None:
-    teachers = {"train": "teacher", "signal": "teacher", "generate": "source", "evaluate": "side"}
+    teachers = {
+        "train": "teacher", "signal": "teacher", "judge": "judge", "generate": "source",
+        "evaluate": "side",
+    }  # fmt: skip
     asked = getattr(spec, teachers.get(spec.kind, ""), None)
     if spec.kind == "train" and spec.signal != "live":
         asked = None
     if asked in (None, "student") or runtime.teacher_device in ("offload", "cpu"):
         return None
-    return f"runtime.teacher_device ({runtime.teacher_device}) to another GPU or offload"
+    other = "" if runtime.engine != "single" else "another GPU or "
+    return f"runtime.teacher_device ({runtime.teacher_device}) to {other}offload"
 
 
 def _pixels(spec: Any, runtime: Runtime) -> str | None:
@@ -106,7 +117,7 @@ def _pixels(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _group(spec: Any, runtime: Runtime) -> str | None:
-    if spec.kind not in ("train", "score"):
+    if spec.kind not in ("train", "score", "signal"):
         return None
     if spec.kind == "train" and all(term.on == "labels" for term in spec.objective):
         return None
@@ -115,13 +126,16 @@ def _group(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _tokens(spec: Any, runtime: Runtime) -> str | None:
+    if spec.kind == "judge" and spec.judge is not None:
+        tokens = spec.rule.judge.max_new_tokens
+        return f"method.rewards.accuracy.judge.max_new_tokens ({tokens})"
     if spec.kind in ("train", "generate", "evaluate"):
         return f"method.responses.max_new_tokens ({spec.max_new_tokens})"
     return "method.responses.max_new_tokens" if spec.kind in ("score", "signal") else None
 
 
 def _moments(spec: Any, runtime: Runtime) -> str | None:
-    if spec.kind != "train" or spec.optimiser.moments == "8bit":
+    if spec.kind != "train" or spec.optimiser.moments == "8bit" or runtime.engine != "single":
         return None
     return f"method.optimiser.moments ({spec.optimiser.moments}) to 8bit"
 
@@ -129,6 +143,8 @@ def _moments(spec: Any, runtime: Runtime) -> str | None:
 def _fewer_trained(spec: Any, runtime: Runtime) -> str | None:
     if spec.kind != "train" or spec.lora is not None:
         return None
+    if runtime.engine != "single":
+        return "models.student.freeze: fewer trained weights"
     return "models.student.lora (null) or .freeze: fewer trained weights"
 
 
@@ -136,6 +152,7 @@ _SETTINGS: dict[str, Callable[[Any, Runtime], str | None]] = {
     "micro_batch": _micro_batch,
     "generation_batch": _generation_batch,
     "checkpointing": _checkpointing,
+    "activations": _activations,
     "jobs": _jobs,
     "pixels": _pixels,
     "group": _group,

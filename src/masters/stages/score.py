@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +24,7 @@ from masters.stages.opening import OpenedModel, Prompts, model_folder, open_mode
 from masters.stages.responses_index import rows_outside
 from masters.stages.sight import check_sees_image
 from masters.training.group_forward import Form, first_use, group_inputs
-from masters.training.groups import Group, Response, make_rows
+from masters.training.groups import Group, Response, make_rows, micro_batches
 from masters.training.student import Student
 from masters.training.token_scores import ScoreSettings
 
@@ -98,50 +99,55 @@ def _score(
     context: StageContext,
 ) -> list[dict[str, Any]]:
     """One row of scores for each row; one without tokens has none."""
-    by_question = [
-        (question_id, [row for row in own if row["token_ids"]])
-        for question_id, own in groupby(rows, key=lambda row: row["question_id"])
-    ]
-    by_question = [(question_id, own) for question_id, own in by_question if own]
     settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
-    size = context.runtime.micro_batch_questions
-    device = opened.model.device
+    device, limit = opened.model.device, context.runtime.micro_batch_responses
     form: Form | None = None
     known: dict[tuple[Any, ...], list[float]] = {}
-    for start in range(0, len(by_question), size):
-        part = by_question[start : start + size]
-        groups = [
-            Group(
-                question_id=question_id,
-                student_prompt=encoded(questions.find(question_id)),
-                teacher_prompt=None,
-                responses=tuple(
-                    Response(token_ids=tuple(row["token_ids"]), source=row["source"]) for row in own
-                ),
-            )
-            for question_id, own in part
-        ]
+    waiting: deque[list[dict[str, Any]]] = deque()
+    groups = _groups(rows, questions, encoded, waiting)
+    for part in micro_batches(groups, size=context.runtime.micro_batch_questions, limit=limit):
         if form is None:
             verdict = first_use(
-                opened.model, groups, context.runtime.group_forward, teacher=False,
+                opened.model, part, context.runtime.group_forward, teacher=False,
                 pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
-                limit=context.runtime.micro_batch_responses,
+                limit=limit,
             )  # fmt: skip
             form = None if verdict is None else verdict.form
-        batch = make_rows(groups).to(device)
-        limit = context.runtime.micro_batch_responses or len(batch.spans)
+        batch = make_rows(part).to(device)
         values: list[float] = []
-        for first in range(0, len(batch.spans), limit):
-            piece = batch.part(first, min(first + limit, len(batch.spans)))
+        for piece in batch.passes(limit):
             inputs, row_N, column_N = group_inputs(
                 opened.model, piece, form=form or "repeat", teacher=False, pad=opened.ids.pad,
                 device=device,
             )  # fmt: skip
             _, logp_N = student(inputs, row_N, column_N, piece.targets_N, None, None, settings)
             values += logp_N.tolist()
-        for g, (_, own) in enumerate(part):
-            for j, row in enumerate(own):
-                first, last = batch.spans[batch.row_of[g][j]]
+        for row_of in batch.row_of:
+            for u, row in zip(row_of, waiting.popleft(), strict=True):
+                first, last = batch.spans[u]
                 known[tuple(row[name] for name in KEY_COLUMNS)] = values[first:last]
     keys = [{name: row[name] for name in KEY_COLUMNS} for row in rows]
     return [{**key, "reference_logprobs": known.get(tuple(key.values()), [])} for key in keys]
+
+
+def _groups(
+    rows: list[dict[str, Any]],
+    questions: Questions,
+    encoded: Callable[[int], EncodedPrompt],
+    waiting: deque[list[dict[str, Any]]],
+) -> Iterator[Group]:
+    """A group of each question's rows that have tokens, which are put into ``waiting`` as well."""
+    for question_id, own in groupby(rows, key=lambda row: row["question_id"]):
+        prompt = encoded(questions.find(question_id))  # asked for as announced, needed or not
+        told = [row for row in own if row["token_ids"]]
+        if told:
+            waiting.append(told)
+            yield Group(
+                question_id=question_id,
+                student_prompt=prompt,
+                teacher_prompt=None,
+                responses=tuple(
+                    Response(token_ids=tuple(row["token_ids"]), source=row["source"])
+                    for row in told
+                ),
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 
 from masters import curriculum
 from masters.artifacts import StageContext
+from masters.data.questions import Questions
 from masters.data.sources import open_questions
 from masters.data.tables import SIGNALS, read_shards
-from masters.models.encode import pad_rows
+from masters.models.encode import EncodedPrompt, pad_rows
 from masters.models.load import DTYPES
 from masters.models.output_head import check_head_product
 from masters.specs import SignalSpec
@@ -66,17 +67,28 @@ def run(spec: SignalSpec, context: StageContext) -> dict[str, Any]:
     for side in SIDES:
         if f"responses.{side}" in context.inputs:
             check_stored(context.inputs[f"responses.{side}"], opened, student, both.common)
-    writer = _Writer(spec, context, open_teacher(opened, context), prompts, both)
+    teacher = open_teacher(opened, context)
     plan = curriculum.pairs(spec.schedule, len(questions), spec.start, spec.stop)
-    writer.describe(opened.ids.banned, sorted(set(plan[:, 1].tolist())))
-    begin = time.perf_counter()
-    for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
-        part = plan[start : start + spec.shard_questions]
-        if not shard_is_whole(context.folder, shard):
-            writer.write(shard, part)
-        rate = (start + len(part)) / (time.perf_counter() - begin)
-        context.progress(start + len(part), len(plan), f"{rate:.1f} questions/s")
-    return writer.counted(plan)
+    starts = range(0, len(plan), spec.shard_questions)
+    parts = [plan[start : start + spec.shard_questions] for start in starts]
+    missing = {n for n in range(len(parts)) if not shard_is_whole(context.folder, n)}
+    wanted = (
+        index
+        for shard in sorted(missing)
+        for _, same in curriculum.by_ratio(parts[shard])
+        for index in same
+    )
+    done, begin = 0, time.perf_counter()
+    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+        writer = _Writer(spec, context, teacher, questions, encoded, both)
+        writer.describe(opened.ids.banned, sorted(set(plan[:, 1].tolist())))
+        for shard, part in enumerate(parts):
+            if shard in missing:
+                writer.write(shard, part)
+            done += len(part)
+            rate = done / (time.perf_counter() - begin)
+            context.progress(done, len(plan), f"{rate:.1f} questions/s")
+    return {**writer.counted(plan), "seconds_waiting": round(encoded.seconds_waiting, 3)}
 
 
 class _Writer:
@@ -87,11 +99,13 @@ class _Writer:
         spec: SignalSpec,
         context: StageContext,
         teacher: MaskedTeacher,
-        prompts: Prompts,
+        questions: Questions,
+        encoded: Callable[[int], EncodedPrompt],
         both: Pair,
     ) -> None:
         self._spec, self._context, self._teacher = spec, context, teacher
-        self._prompts, self._both, self._precision = prompts, both, DTYPES[spec.precision]
+        self._questions, self._encoded = questions, encoded
+        self._both, self._precision = both, DTYPES[spec.precision]
         # Every length: what of the responses is trained on is for the train stage to say.
         self._stored = {
             side: ResponseIndex(
@@ -137,21 +151,17 @@ class _Writer:
         runtime = self._context.runtime
         sequences: list[tuple[str, int, tuple[int, ...]]] = []
         parts: list[dict[str, torch.Tensor]] = []
-        for ratio in dict.fromkeys(pairs[:, 1].tolist()):
-            groups = (
-                group
-                for index in pairs[pairs[:, 1] == ratio, 0].tolist()
-                if (group := self._group(index, ratio)).responses
-            )
+        for ratio, indices in curriculum.by_ratio(pairs):
+            groups = (group for index in indices if (group := self._group(index, ratio)).responses)
             limit = runtime.micro_batch_responses
             self._teacher.set_ratio(ratio)
             for batch in micro_batches(groups, size=runtime.micro_batch_questions, limit=limit):
                 self._look_at(batch)
                 rows = make_rows(batch)
-                count = len(rows.spans)
-                step = count if limit is None else max(1, limit)
-                for first in range(0, count, step):
-                    parts.append(self._read(rows.part(first, min(first + step, count))))
+                # Not as an earlier batch was seen, for it may have been before the run was killed.
+                shared = len(rows.spans) > len(batch)
+                form = (self._form if shared else None) or "repeat"
+                parts += [self._read(piece, form) for piece in rows.passes(limit)]
                 sequences += [(name, ratio, ids) for name, ids in rows.sequences()]
         names = parts[0] if parts else {}
         tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
@@ -196,7 +206,7 @@ class _Writer:
         }
 
     def _group(self, index: int, ratio: int) -> Group:
-        question, prompt = self._prompts.questions[index], self._prompts(index)
+        question, prompt = self._questions[index], self._encoded(index)
         responses = [
             response
             for side, stored in self._stored.items()
@@ -209,11 +219,10 @@ class _Writer:
             responses=tuple(responses),
         )
 
-    def _read(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def _read(self, rows: Rows, form: Form) -> dict[str, torch.Tensor]:
         """The signal of some rows, by tensor, on the host."""
         spec, teacher, precision = self._spec, self._teacher, self._precision
         device = torch.device(teacher.model.device)
-        form = self._form or "repeat"
         ids = self._both.ids
         states_ND = teacher_states(teacher, rows, ids, precision, device, form).to(precision)
         if spec.k is None:

@@ -307,8 +307,7 @@ def _log_probs(
     )
     if padding:
         shape = inputs["input_ids"].shape
-        tensors = {name: x for name, x in inputs.items() if isinstance(x, torch.Tensor)}
-        by_token = [name for name, x in tensors.items() if x.shape == shape]
+        by_token = [n for n, value in inputs.items() if getattr(value, "shape", None) == shape]
         fill = {"input_ids": pad}
         for name in by_token:
             wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))

@@ -115,6 +115,16 @@ class Rows:
             _sequences=self._sequences[first:stop],
         )
 
+    def passes(self, limit: int | None) -> list[Rows]:
+        """What is given to a model at a time: all, or a group of more than ``limit`` rows in parts.
+
+        Several groups are together only where each of them fits (see `micro_batches`).
+        """
+        count = len(self.spans)
+        if limit is None or len(self.groups) > 1 or count <= limit:
+            return [self]
+        return [self.part(u, min(u + limit, count)) for u in range(0, count, limit)]
+
     def to(self, device: torch.device | str) -> Rows:
         """The same with its index tensors on ``device``."""
         return Rows(

@@ -20,7 +20,7 @@ from masters.training.lockstep import agreed_pieces, idle_rows
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
-from masters.training.teacher_signal import LiveSignal, TeacherSignal
+from masters.training.teacher_signal import LiveSignal, TeacherSignal, TeacherTokens
 from masters.training.token_scores import ScoreSettings
 from masters.training.topk_scores import TopTokens
 
@@ -80,20 +80,19 @@ def accumulate(
     """
     scorer, limit = _Scorer(student, teacher, ids, settings), settings.micro_batch_responses
     parts = list(micro_batches(groups, size=settings.micro_batch, limit=limit))
-    batches = [_pieces(make_rows(part).to(scorer.device), limit) for part in parts]
-    own = [len(pieces) for _, pieces in batches]
+    batches = [make_rows(part).to(scorer.device) for part in parts]
+    own = [len(rows.passes(limit)) for rows in batches]
     agreed = agreed_pieces(own)
     idle = idle_rows(groups, own, agreed)
     scorer.idle_rows = None if idle is None else idle.to(scorer.device)
     not_finite: list[str] = []
     for k, count in enumerate(agreed):
         if k >= len(batches):
-            for _ in range(count if count > 1 else 0):
-                scorer.idle(gradient=False)
-            for _ in range(count):
-                scorer.idle()
+            scorer.idle(count, ask=True, gradient=count == 1)
+            if count > 1:
+                scorer.idle(count)
             continue
-        rows, pieces = batches[k]
+        rows = batches[k]
 
         def reduced(jsd_N: torch.Tensor, logp_N: torch.Tensor) -> dict[str, torch.Tensor]:
             loss, slopes = micro_batch_loss(
@@ -110,22 +109,14 @@ def accumulate(
             return slopes
 
         if count == 1:
-            jsd_N, logp_N, score = scorer(rows)
+            jsd_N, logp_N, score = scorer(rows, scorer.known(rows))
             _add_norms(sums, reduced(jsd_N, logp_N), score)
         else:
-            _in_pieces(scorer, pieces, count, reduced, sums)
+            _in_pieces(scorer, rows.passes(limit), count, reduced, sums)
     # Told once all have made all passes: whoever stopped before would leave the others waiting.
     for said in ranks.gathered(not_finite):
         if said:
             raise NonFiniteLossError(said[0])
-
-
-def _pieces(rows: Rows, limit: int | None) -> tuple[Rows, list[Rows]]:
-    """The rows, and what of them goes through one forward pass."""
-    count = len(rows.spans)
-    if limit is None or count <= limit:
-        return rows, [rows]
-    return rows, [rows.part(u, min(u + limit, count)) for u in range(0, count, limit)]
 
 
 def _in_pieces(
@@ -138,26 +129,27 @@ def _in_pieces(
     """The gradient of rows that don't fit one forward pass: exactly that of the whole.
 
     A pass without gradient gives every D, which the advantages need; the loss's slopes with respect
-    to each token's scores follow, and each piece is run again and sent back with its own.
+    to each token's scores follow, and each piece is run again and sent back with its own. What the
+    teacher said is kept from one to the other: it reads each piece once.
 
     Args:
         count: passes of each kind, at least as many as there are pieces; see `training.lockstep`.
     """
-    draws, scored = [], []
+    draws, scored, known = [], [], []
     with torch.no_grad():
         for piece in pieces:
+            known.append(scorer.known(piece))
             draws.append(random_state())  # dropout must draw the same again
-            scored.append(scorer(piece)[:2])
-    for _ in range(count - len(pieces)):
-        scorer.idle(gradient=False)
+            scored.append(scorer(piece, known[-1])[:2])
+    scorer.idle(count - len(pieces), ask=True, gradient=False)
     after = random_state()
     jsd_N, logp_N = (torch.cat(x).requires_grad_() for x in zip(*scored, strict=True))
     slopes = reduced(jsd_N, logp_N)
     start = 0
-    for piece, drawn in zip(pieces, draws, strict=True):
+    for piece, drawn, told in zip(pieces, draws, known, strict=True):
         set_random_state(drawn)
         own = slice(start, start + len(piece.targets_N))
-        jsd_P, logp_P, score = scorer(piece)
+        jsd_P, logp_P, score = scorer(piece, told)
         share = jsd_P.new_zeros(())
         for x_P, whole_N in ((jsd_P, jsd_N), (logp_P, logp_N)):
             if whole_N.grad is not None:
@@ -165,8 +157,7 @@ def _in_pieces(
         share.backward()
         _add_norms(sums, {name: slope[own] for name, slope in slopes.items()}, score)
         start = own.stop
-    for _ in range(count - len(pieces)):
-        scorer.idle()
+    scorer.idle(count - len(pieces))
     set_random_state(after)
 
 
@@ -191,21 +182,30 @@ class _Scorer:
         self._signal = teacher
         self.idle_rows: Rows | None = None
 
-    def idle(self, *, gradient: bool = True) -> None:
-        """A pass beside another rank's: it changes nothing."""
-        assert self.idle_rows is not None
-        rows = self.idle_rows
-        live = isinstance(self._signal, LiveSignal)
-        with torch.set_grad_enabled(gradient):
-            jsd_N, logp_N, _ = self(rows, told=live)
-        if gradient:
-            nothing_N = torch.zeros_like(logp_N)
-            torch.autograd.backward([jsd_N, logp_N], [nothing_N, nothing_N])
+    def idle(self, times: int, *, ask: bool = False, gradient: bool = True) -> None:
+        """So many passes beside another rank's; they change nothing.
+
+        Args:
+            ask: a live teacher reads along, as in a pass whose answers are new.
+            gradient: whether there is a backward pass.
+        """
+        for _ in range(times):
+            assert self.idle_rows is not None
+            if ask and isinstance(self._signal, LiveSignal):
+                self.known(self.idle_rows)
+            with torch.set_grad_enabled(gradient):
+                jsd_N, logp_N, _ = self(self.idle_rows, None)
+            if gradient:
+                nothing_N = torch.zeros_like(logp_N)
+                torch.autograd.backward([jsd_N, logp_N], [nothing_N, nothing_N])
+
+    def known(self, rows: Rows) -> TeacherTokens | None:
+        """What the teacher says of the rows' tokens; None without one."""
+        return None if self._signal is None else self._signal.tokens(rows, self.device)
 
     def __call__(
-        self, rows: Rows, *, told: bool = True
+        self, rows: Rows, known: TeacherTokens | None
     ) -> tuple[torch.Tensor, torch.Tensor, ScoreSettings]:
-        """``told``: False leaves the teacher out, of whom there may be nothing stored."""
         settings, inner = self._settings, self._inner
         inputs, row_N, column_N = group_inputs(
             inner.vlm, rows, form=settings.student_form, teacher=False, pad=self._ids.pad,
@@ -218,7 +218,6 @@ class _Scorer:
             common=settings.common,
             dtype=inner.precision,
         )
-        known = self._signal.tokens(rows, self.device) if self._signal and told else None
         hidden_T = head_T = top = None
         if isinstance(known, TopTokens):
             top = known

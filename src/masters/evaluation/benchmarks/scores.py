@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from statistics import NormalDist, fmean, variance
 from masters.errors import DataError
 from masters.evaluation.benchmarks.catalogue import Benchmark
 from masters.evaluation.benchmarks.questions import Question
+from masters.evaluation.paired import mcnemar, sign_flip
 from masters.evaluation.statistics import (
     Interval,
     paired_difference,
@@ -98,10 +100,20 @@ def check_agreement(
     )
 
 
-def difference_of(new: Score, old: Score) -> Interval | None:
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference and the p-value of its test."""
+
+    interval: Interval
+    p: float
+
+
+def difference_of(new: Score, old: Score) -> Difference | None:
     """``new - old`` over the questions that both logs tell the score of; None where there are none.
 
-    A question whose judge gave no verdict is left out: its score is no answer's.
+    A question whose judge gave no verdict is left out: its score is no answer's. The test is
+    McNemar's for right and wrong, else sign flips; in a mean of groups each question weighs as it
+    does there.
 
     Raises:
         DataError: the two were not asked the same questions.
@@ -118,14 +130,18 @@ def difference_of(new: Score, old: Score) -> Interval | None:
         return None
     after = [new.questions[key] for key in keys]
     before = [old.questions[key] for key in keys]
-    if new.benchmark.counting == "groups":
-        return _grouped_difference(after, before)
     pairs = [(_score(one), _score(two)) for one, two in zip(after, before, strict=True)]
+    changes = [one - two for one, two in pairs]
+    if new.benchmark.counting == "groups":
+        sizes = Counter(question.group for question in after)
+        weighted = [d / sizes[q.group] for d, q in zip(changes, after, strict=True)]
+        return Difference(interval=_grouped_difference(after, before), p=sign_flip(weighted))
     if new.benchmark.counting == "share":
-        gained = sum(one > two for one, two in pairs)
-        lost = sum(one < two for one, two in pairs)
-        return paired_share_difference(gained, lost, len(pairs))
-    return paired_difference([one for one, _ in pairs], [two for _, two in pairs])
+        gained, lost = sum(d > 0 for d in changes), sum(d < 0 for d in changes)
+        interval = paired_share_difference(gained, lost, len(pairs))
+        return Difference(interval=interval, p=mcnemar(gained, lost))
+    interval = paired_difference([one for one, _ in pairs], [two for _, two in pairs])
+    return Difference(interval=interval, p=sign_flip(changes))
 
 
 def _told(score: Score, key: str) -> bool:

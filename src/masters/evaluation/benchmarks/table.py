@@ -9,13 +9,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from masters.errors import DataError
 from masters.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark
 from masters.evaluation.benchmarks.reading import Row
-from masters.evaluation.benchmarks.scores import Score, difference_of
-from masters.evaluation.markup import text
-from masters.evaluation.statistics import Interval
+from masters.evaluation.benchmarks.scores import Difference, Score, difference_of
+from masters.evaluation.contrasts import correct
+from masters.evaluation.markup import marked_cell, text
+from masters.shown import markdown, shown
 
 SCHEMA = 1
 _UP, _DOWN = "▲", "▼"
@@ -33,7 +35,8 @@ def table_json(rows: Sequence[Row]) -> dict[str, Any]:
 
     Returns:
         {"schema", "benchmarks": columns, "averaged": those in the mean, "rows": for each model
-        {"label", "scores": by benchmark, "average", "differences": to the first row by benchmark}}.
+        {"label", "scores": by benchmark, "average", "differences": to the first row by benchmark,
+        with "p", "adjusted" among all differences of the table (Holm) and the "verdict" by it}}.
         Values are shares; an interval that is not known is null.
 
     Raises:
@@ -44,6 +47,8 @@ def table_json(rows: Sequence[Row]) -> dict[str, Any]:
         raise DataError(f"two rows share a label: {', '.join(labels)}; expected LABEL=FOLDER")
     columns = [b for b in BENCHMARKS if any(b.name in row.scores for row in rows)]
     averaged = [b for b in columns if all(_whole(row, b) for row in rows)]
+    differences = [_differences(row, rows[0], columns) for row in rows]
+    correct([difference for of_row in differences for difference in of_row.values()])
     return {
         "schema": SCHEMA,
         "benchmarks": [{"name": b.name, "title": b.title, "counting": b.counting} for b in columns],
@@ -53,9 +58,9 @@ def table_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "label": row.label,
                 "scores": {name: _score_json(score) for name, score in row.scores.items()},
                 "average": _average(row, averaged),
-                "differences": _differences(row, rows[0], columns),
+                "differences": of_row,
             }
-            for row in rows
+            for row, of_row in zip(rows, differences, strict=True)
         ],
     }
 
@@ -68,35 +73,43 @@ def print_table(content: dict[str, Any], console: Console) -> None:
         cells = [list(column) for column in zip(*cells, strict=True)]
     table = Table(title="Benchmarks (%)", title_justify="left")
     for index, heading in enumerate(cells[0]):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        table.add_column(Text(shown(heading)), justify="right" if index else "left", no_wrap=True)
     for line in cells[1:]:
-        table.add_row(*line)
+        table.add_row(*(Text(shown(cell)) for cell in line))
     console.print(table)
     for note in notes(content):
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(shown(note), style="dim", markup=False, highlight=False)
 
 
 def markdown_table(content: dict[str, Any]) -> str:
     """For a document; intervals stand beside the values."""
     cells = _cells(content, _with_interval)
     ruler = ["---", *("---:" for _ in cells[0][1:])]
-    lines = [f"| {' | '.join(line)} |" for line in (cells[0], ruler, *cells[1:])]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(content))]) + "\n"
+    plain = [[markdown(cell) for cell in line] for line in cells]
+    lines = [f"| {' | '.join(line)} |" for line in (plain[0], ruler, *plain[1:])]
+    return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes(content))]) + "\n"
 
 
 def html_table(content: dict[str, Any]) -> str:
-    """A fragment for the report's page; intervals stand beneath the values."""
-    cells = _cells(content, _with_interval)
-    head = "".join(f"<th>{text(cell)}</th>" for cell in cells[0])
-    body = "\n".join(
-        f"<tr><th>{text(line[0])}</th>" + "".join(f"<td>{text(cell)}</td>" for cell in line[1:])
-        + "</tr>"
-        for line in cells[1:]
-    )  # fmt: skip
+    """A fragment for the report's page; intervals stand beneath the values, notes below."""
+    names = [benchmark["name"] for benchmark in content["benchmarks"]]
+    heads = _cells(content, lambda _: "")[0]
+    head = "".join(f"<th{' class=n' if place else ''}>{text(h)}</th>" for place, h in
+                   enumerate(heads))  # fmt: skip
+    body = []
+    for row in content["rows"]:
+        cells = []
+        for name in names:
+            score, difference = row["scores"].get(name), row["differences"].get(name)
+            star = "*" if score and score["partial"] else ""
+            cells.append(marked_cell(score, difference and difference["verdict"], star))
+        if len(content["averaged"]) > 1:
+            cells.append(marked_cell(row["average"]))
+        body.append(f'<tr><th scope="row">{text(row["label"])}</th>{"".join(cells)}</tr>')
     below = "".join(f"<li>{text(note)}</li>" for note in notes(content))
     return (
-        f'<table class="benchmarks">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
-        f"</table>\n<ul>{below}</ul>\n"
+        f'<div class="scroll"><table class="paper benchmarks"><thead><tr>{head}</tr></thead>\n'
+        f'<tbody>{"".join(body)}</tbody></table></div>\n<ul class="note">{below}</ul>\n'
     )
 
 
@@ -111,8 +124,9 @@ def notes(content: dict[str, Any]) -> list[str]:
     found = []
     if len(rows) > 1:
         found.append(
-            f"{_UP} {_DOWN}: better or worse than {rows[0]['label']} on the same questions, at 95 "
-            "% for that benchmark alone"
+            f"{_UP} {_DOWN}: better or worse than {rows[0]['label']} on the same questions "
+            "(McNemar's exact test; sign flips where scores are graded or are means of groups), at "
+            "5 % for all marks of the table together (Holm)"
         )
     harnesses = {score["harness"] for row in rows for score in row["scores"].values()}
     found.append(f"harness: {', '.join(sorted(harnesses))}")
@@ -160,9 +174,8 @@ def _cells(content: dict[str, Any], shown: Callable[[dict[str, Any]], str]) -> _
 
 
 def _mark(difference: dict[str, Any] | None) -> str:
-    if difference is None or difference["low"] <= 0 <= difference["high"]:
-        return ""
-    return f" {_UP if difference['difference'] > 0 else _DOWN}"
+    marks = {"higher": f" {_UP}", "lower": f" {_DOWN}"}
+    return marks.get(difference["verdict"], "") if difference else ""
 
 
 def _with_interval(score: dict[str, Any]) -> str:
@@ -212,10 +225,11 @@ def _differences(row: Row, first: Row, columns: Sequence[Benchmark]) -> dict[str
         if new is None or old is None:
             continue
         difference = difference_of(new, old)
-        if difference is not None and not math.isnan(difference.low):
+        if difference is not None and not math.isnan(difference.interval.low):
             found[benchmark.name] = _difference_json(difference)
     return found
 
 
-def _difference_json(difference: Interval) -> dict[str, float]:
-    return {"difference": difference.value, "low": difference.low, "high": difference.high}
+def _difference_json(found: Difference) -> dict[str, Any]:
+    difference, low, high = found.interval
+    return {"difference": difference, "low": low, "high": high, "p": found.p}
