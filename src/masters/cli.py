@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from masters.benchmark_cli import app as benchmark_app
+from masters.crew import leads
 from masters.errors import MastersError
 from masters.plan import Plan, make_plan, read_plan
 from masters.recipe import load_recipe
@@ -151,7 +152,7 @@ def run(
     made = _plan(recipe, profile, set_, out)
     began = time.monotonic()
     run_plan(made, until=until, only=only, jobs=jobs)
-    if until is None and only in (None, "report"):
+    if until is None and only in (None, "report") and leads():
         _show_report([made], began)
 
 
@@ -543,7 +544,8 @@ def _compare(
     plans = [make_plan(recipe, out, seed=seed) for recipe in loaded for seed in range(seeds)]
     began = time.monotonic()
     run_plans(plans, jobs=jobs)
-    _show_report(plans, began)
+    if leads():
+        _show_report(plans, began)
 
 
 def _show_report(plans: Sequence[Plan], began: float) -> None:

@@ -25,6 +25,7 @@ from masters.artifacts import (
     read_record,
     tidy,
 )
+from masters.crew import join
 from masters.display import Display
 from masters.errors import MastersError, StageError
 from masters.plan import Plan, Stage, stage_is_done, write_plan
@@ -165,13 +166,31 @@ def run_plans(
     Raises:
         MastersError: the first failure, with the stage's name and folder.
     """
+    # Workers that share stages by shard are no crew: each goes its own way.
+    crew = join([plan.recipe.runtime for plan in plans]) if share.whole else None
+    if crew is not None and crew.rank > 0:
+        quiet_libraries()
+        crew.follow(dispatch)
+        return ()
+    failed: str | None = "it was interrupted"
     shown = console or Console(stderr=True)
     try:
-        return _run_plans(plans, until, only, jobs, dispatch, shown, share, wait)
+        together = dispatch if crew is None else crew.leading(dispatch)
+        jobs = jobs if crew is None else 1  # children would be outside of the crew
+        left = _run_plans(plans, until, only, jobs, together, shown, share, wait)
+        failed = None
+        return left
     except OSError as error:
+        failed = str(error)
         if not is_disk_full(error):
             raise
         raise disk_full_error(plans[0].out) from error
+    except MastersError as error:
+        failed = str(error)
+        raise
+    finally:
+        if crew is not None:
+            crew.end(failed)
 
 
 def _run_plans(
