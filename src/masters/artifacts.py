@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from masters.recipe import Runtime
 
 RECORD = "record.json"
+VERDICTS = "verdicts.sqlite"
+"""In the output folder: what judges said, for all runs of it."""
 _UNFINISHED_ONLY = ("checkpoints", "init")
 _LEFTOVERS = (".*.tmp", ".*.partial")
 _PACKAGES = (

@@ -40,6 +40,12 @@ JobsOpt = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Stages at the same time, instead of the recipe's."),
 ]
+ByOpt = Annotated[
+    list[str] | None,
+    typer.Option("--by", help="A table by this field of the questions, beside kind. Repeatable."),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+MarkdownOpt = Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")]
 SeedsOpt = Annotated[int, typer.Option("--seeds", min=1, help="method.seed 0 .. N-1.")]
 
 _INTERRUPTED = 130
@@ -69,7 +75,7 @@ def plan(
     profile: ProfileOpt = None,
     set_: SetOpt = None,
     out: OutOpt = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: JsonOpt = False,
     resolved: Annotated[bool, typer.Option("--yaml", help="The resolved recipe instead.")] = False,
     sizes: Annotated[
         bool, typer.Option("--sizes", help="Parameters, masked tensors and bytes of the models.")
@@ -155,11 +161,92 @@ def mask(
 
 
 _verb("generate", "Responses of teachers and student")
-_verb("judge", "Accuracy rewards of the responses")
+
+
+@app.command()
+def judge(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+    audit: Annotated[
+        int | None,
+        typer.Option("--audit", min=1, help="Then mark so many of them yourself: who agrees?"),
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="A file with the marks of --audit, instead of a terminal.")
+    ] = None,
+) -> None:
+    """Accuracy rewards of the responses, with the stages that this needs."""
+    from masters.verdicts_view import verdict_table
+
+    made = _plan(recipe, profile, set_, out)
+    if answers is not None and audit is None:
+        raise MastersError("--answers holds marks of an audit; expected --audit N beside it")
+    _run_kind(made, "judge", jobs)
+    console = Console()
+    table = verdict_table(made)
+    if table is not None:
+        console.print(table)
+    if audit is not None:
+        from masters.audit.command import audit as audited
+
+        audited(made, audit, console, answers=answers)
+
+
 _verb("score", "Reference log-probabilities of the responses")
 _verb("signal", "The teacher's signal on the responses, where the recipe stores it")
 _verb("train", "Students (and tiny teachers)")
-_verb("evaluate", "Answers to held-out questions")
+
+
+@app.command()
+def evaluate(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe; with --model only its settings are used.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Any checkpoint: a model folder, a stage's folder, or a hub name."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of --model on the hub.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Questions for --model, as data.test takes them.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call --model in tables.")] = None,
+    by: ByOpt = None,
+    as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+) -> None:
+    """Answers to held-out questions: of a recipe's models, or of any checkpoint on any data."""
+    from masters.evaluation.located import Located
+    from masters.measuring.model_evaluation import Asked, evaluate_model
+    from masters.measuring.output import form_of, print_evaluations
+
+    form = form_of(as_json=as_json, markdown=markdown)
+    if model is not None:
+        asked = Asked(
+            model=model, revision=revision, name=name, data=data, recipe=recipe, profile=profile,
+            overrides=set_ or (), by=by or (),
+        )  # fmt: skip
+        found = [evaluate_model(asked, out or Path("runs/evaluate"))]
+    elif recipe is None or revision or data or name:
+        raise MastersError("expected a recipe, or --model with --data")
+    else:
+        made = _plan(recipe, profile, set_, out)
+        _run_kind(made, "evaluate", jobs)
+        fields = made.recipe.evaluation.by
+        found = [
+            Located(name=stage.name.removeprefix("evaluate/"), folder=stage.folder, by=fields)
+            for stage in made.stages
+            if stage.kind == "evaluate"
+        ]
+    if found:
+        print_evaluations(found, by or (), form, Console())
 
 
 @app.command()
@@ -177,14 +264,39 @@ def report(
 
 @app.command()
 def compare(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes to compare.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipes to run, or two finished evaluations: an evaluate stage's folder, an "
+            "output folder, or OUT:NAME."
+        ),
+    ],
     seeds: SeedsOpt = 1,
     profile: ProfileOpt = None,
     set_: SetOpt = None,
     out: OutOpt = None,
     jobs: JobsOpt = None,
+    by: ByOpt = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Of two evaluations, only the questions both have.")
+    ] = False,
+    as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
 ) -> None:
-    """Several recipes over shared stages, in one table."""
+    """Several recipes over shared stages, in one table; or two finished evaluations, paired."""
+    from masters.measuring.output import are_evaluations, form_of, print_comparison
+
+    form = form_of(as_json=as_json, markdown=markdown)
+    if are_evaluations(recipes):
+        if profile or set_ or out or jobs or seeds > 1:
+            raise MastersError("two finished evaluations: nothing is run, so expected no setting")
+        print_comparison(recipes, by or (), form, Console(), shared_only=shared)
+        return
+    if by or shared or form != "table":
+        raise MastersError(
+            "--by, --shared, --json and --markdown are for two finished evaluations; expected "
+            "folders or OUT:NAME instead of recipes. report.json has the numbers of recipes"
+        )
     _compare(recipes, seeds, profile, set_ or [], out or Path("runs/compare"), jobs)
 
 
@@ -316,6 +428,7 @@ def _compare(
 def _show_report(plans: Sequence[Plan], began: float) -> None:
     """The closing table, where the report is, and how long it took."""
     from masters.run import REPORT
+    from masters.verdicts_view import missing_lines
 
     console = Console()
     folder = plans[0].out / REPORT
@@ -326,6 +439,8 @@ def _show_report(plans: Sequence[Plan], began: float) -> None:
         console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
         for name in ("report.html", "report.json"):
             console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+    for line in missing_lines(plans):
+        console.print(line, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"{minutes} min {seconds} s", highlight=False)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from masters.lineage import STUDENT, Version
 from masters.recipe import (
+    AccuracyRule,
     DataSource,
     Mask,
     ModelSource,
@@ -164,7 +165,8 @@ class Drafts:
             questions=recipe.validation.questions,
             every=every,
             max_new_tokens=self.answer_tokens(),
-            rule=recipe.evaluation.rule,
+            # A judge would cost a call for each of these answers at every validation.
+            rule=AccuracyRule(rule=recipe.evaluation.rule.rule),
         )
 
     def answer_tokens(self) -> int:

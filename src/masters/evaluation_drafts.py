@@ -8,8 +8,8 @@ from masters import lineage
 from masters.drafts import WHOLE_ONLY, Drafts, Opened, limited
 from masters.lineage import STUDENT, Version
 from masters.ratios import ratio_parts
-from masters.recipe import Phase, Recipe
-from masters.specs import EvaluateSpec
+from masters.recipe import DataSource, Phase, Recipe
+from masters.specs import EvaluateSpec, ModelRef
 
 
 def draft_evaluations(drafts: Drafts) -> None:
@@ -53,20 +53,28 @@ def _evaluate(
     ratios: tuple[int, ...],
     thresholds: Mapping[str, str],
 ) -> None:
-    recipe = drafts.recipe
-    if recipe.data.test is None:
+    if drafts.recipe.data.test is None:
         return
     reference, inputs = model
-    spec = EvaluateSpec(
-        model=reference,
-        side="teacher" if name.startswith("teacher-") else "student",
-        checkpoint="best" if checkpoint == "best" else "last",
-        data=limited(recipe.data.test, recipe.data.limit, recipe.evaluation.questions),
+    spec = evaluate_spec(drafts, drafts.recipe.data.test, reference).model_copy(
+        update={
+            "side": "teacher" if name.startswith("teacher-") else "student",
+            "checkpoint": "best" if checkpoint == "best" else "last",
+            "ratios": ratios,
+        }
+    )
+    drafts.add(f"evaluate/{name}", spec, {**inputs, **thresholds})
+
+
+def evaluate_spec(drafts: Drafts, test: DataSource, model: ModelRef) -> EvaluateSpec:
+    """How the recipe measures a whole model on the questions of ``test``."""
+    recipe = drafts.recipe
+    return EvaluateSpec(
+        model=model,
+        data=limited(test, recipe.data.limit, recipe.evaluation.questions),
         prompt=recipe.prompt,
         benchmark=recipe.evaluation.benchmark,
         rule=recipe.evaluation.rule,
         max_new_tokens=drafts.answer_tokens(),
         precision=drafts.precision,
-        ratios=ratios,
     )
-    drafts.add(f"evaluate/{name}", spec, {**inputs, **thresholds})

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from masters.artifacts import canonical_json, fingerprint
 from masters.errors import DataError, ModelError
-from masters.recipe import DataSource, Prompt, ScenesSource
+from masters.recipe import DataSource, Judge, Prompt, ScenesSource
 from masters.specs import NUMERICS, ModelRef, StageSpec
 
 _MODEL_TEXTS = (
@@ -34,6 +34,9 @@ _MODEL_TEXTS = (
     "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
+_LATER = frozenset({"judge"})
+"""Keys that came after the first stages were written: where they say nothing they are left out, and
+those stages keep their fingerprints."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _LARGEST_HEADER = 100 * 2**20
 
@@ -149,9 +152,14 @@ def _content(value: Any, contents: Contents) -> Any:
             return _content(value.model_copy(update={"image_backend": here}), contents)
         case BaseModel() if hasattr(value, "on_bad"):
             return {"data": contents.data(value)}  # pyright: ignore[reportArgumentType]
+        case Judge():
+            # Who judges is known by its name; what stops a stage changes no verdict.
+            return value.model_dump(mode="json", exclude={"max_missing"})
         case BaseModel():
             names = [name for name in type(value).model_fields if name not in _NOT_CONTENT]
-            return {name: _content(getattr(value, name), contents) for name in names}
+            fields = {name: getattr(value, name) for name in names}
+            said = {n: field for n, field in fields.items() if field is not None or n not in _LATER}
+            return {name: _content(field, contents) for name, field in said.items()}
         case tuple() | list():
             return [_content(item, contents) for item in value]
         case _:

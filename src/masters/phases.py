@@ -15,6 +15,7 @@ from masters.recipe_checks import compares
 from masters.specs import (
     GenerateSpec,
     JudgeSpec,
+    LocalJudge,
     ModelRef,
     Schedule,
     ScoreSpec,
@@ -159,9 +160,16 @@ class _Phase:
         method, drafts, policy = self.method, self.drafts, self.policy
         found = {f"responses.{source}": responses}
         if policy and method.rewards.accuracy:
-            judge = JudgeSpec(source=source, data=drafts.train_data, rule=method.rewards.accuracy)
+            judge, inputs = self.judge()
+            spec = JudgeSpec(
+                source=source,
+                data=drafts.train_data,
+                rule=method.rewards.accuracy,
+                judge=judge,
+            )
             name = f"judge/{self.name}/{source}{suffix}"
-            found[f"rewards.{source}"] = drafts.add(name, judge, {"responses": responses})
+            read = {**inputs, "responses": responses}
+            found[f"rewards.{source}"] = drafts.add(name, spec, read)
         if policy and policy.kl > 0:
             came = Version(model=self.phase.student)
             reference = came if policy.reference == "run" else self.learner
@@ -176,6 +184,20 @@ class _Phase:
             name = f"score/{self.name}/{source}{suffix}"
             found[f"scores.{source}"] = drafts.add(name, score, {**inputs, "responses": responses})
         return found
+
+    def judge(self) -> tuple[LocalJudge | None, dict[str, str]]:
+        """The teacher where it judges: whole, as all of its verdicts are; and the input it is."""
+        accuracy = self.method.rewards.accuracy
+        if accuracy is None or accuracy.judge is None or accuracy.judge.model != "teacher":
+            return None, {}
+        assert self.teacher is not None
+        model, inputs = self.drafts.model(self.teacher, "judge")
+        named = LocalJudge(
+            name=self.teacher.name,
+            model=model,
+            precision=self.method.responses.precision or self.drafts.precision,
+        )
+        return named, inputs
 
     def signalled(self, stretch: Stretch, inputs: Mapping[str, str]) -> dict[str, str]:
         """The train input with the teacher's stored signal; empty where it is live."""

@@ -5,10 +5,10 @@ Defaults are the paper's (arXiv 2512.22238) where it names a value; docs/methods
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -16,6 +16,8 @@ from masters import recipe_checks, recipe_errors, recipe_file
 from masters.errors import RecipeError
 from masters.parts import PARTS, Part
 from masters.ratios import mask_ratios
+from masters.recipe_judge import Judge as Judge
+from masters.recipe_judge import ServerAddress
 from masters.recipe_parts import Columns as Columns
 from masters.recipe_parts import (
     Count,
@@ -207,6 +209,21 @@ class AccuracyRule(Section):
     rule: Literal["exact", "normalised", "numeric", "choice", "auto"] = "auto"
     """auto: choice where there are choices, numeric where the label is one,
     content where labels are worded in several ways, else normalised."""
+    judge: Judge | None = None
+    """Who judges, with kind: judge; null: a rule does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_judge_for_its_kind(cls, value: Any) -> Any:
+        """`kind: judge` alone means a judge with its defaults."""
+        if isinstance(value, Mapping) and value.get("kind") == "judge":
+            return {**value, "judge": value.get("judge") or {}}
+        return value
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> AccuracyRule:
+        recipe_checks.judge_in_its_seat(self)
+        return self
 
 
 class DistillationReward(Section):
@@ -323,13 +340,16 @@ class Evaluation(Section):
     checkpoint: Literal["last", "best"] = "last"
     """Which weights of the trained student."""
     rule: AccuracyRule = AccuracyRule()
-    """When an answer counts as right; the yardstick, whatever the rewards are."""
+    """When an answer counts as right; the yardstick, whatever the rewards are. A judge is one at a
+    server; validation while training goes by the rule."""
     masking_curve: bool = True
     """Evaluate the teachers at every mask ratio, not only whole."""
     masking_ratios: tuple[Ratio, ...] | None = None
     """The ratios of that curve; null: those of the teacher's phases."""
     max_new_tokens: Count | None = None
     """null: that of ``method.responses``."""
+    by: tuple[str, ...] = ()
+    """Fields of the questions, beside their kind, to make tables by."""
 
 
 class Runtime(Section):
@@ -369,6 +389,8 @@ class Runtime(Section):
     and the student's where `freeze` names it. auto: 4 where questions come again; 0: none."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
+    server: ServerAddress | None = None
+    """Where a judge with model: server is."""
 
 
 class Recipe(Section):

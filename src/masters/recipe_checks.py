@@ -13,7 +13,7 @@ from masters.parts import PARTS
 from masters.ratios import mask_ratios
 
 if TYPE_CHECKING:
-    from masters.recipe import Mask, Method, ModelSource, Phase, Recipe
+    from masters.recipe import AccuracyRule, Mask, Method, ModelSource, Phase, Recipe
 
 
 def _wrong(at: tuple[str | int, ...], said: str) -> PydanticCustomError:
@@ -45,12 +45,7 @@ def whole_multiple(mask: Mask) -> None:
 def consistent(recipe: Recipe) -> None:
     """Teachers exist, terms have what they need, and nothing asked for is without effect."""
     _teachers_named(recipe)
-    _available(recipe.method)
-    if recipe.evaluation.rule.kind == "judge":
-        raise _wrong(
-            ("evaluation", "rule", "kind"),
-            "is 'judge', which this version cannot run yet; expected 'rule'",
-        )
+    _judges(recipe)
     _terms_fed(recipe.method)
     _storable(recipe.method)
     for index, phase in enumerate(recipe.method.phases):
@@ -99,14 +94,57 @@ def _left_to_train(model: ModelSource, where: tuple[str | int, ...]) -> None:
         raise _wrong(at, f"names {both[0]}, which lora.parts adapts; expected one of the two")
 
 
-def _available(method: Method) -> None:
-    """Seats that are kept, but that this version cannot fill."""
-    accuracy = method.rewards.accuracy
-    if accuracy is not None and accuracy.kind == "judge":
+def judge_in_its_seat(accuracy: AccuracyRule) -> None:
+    """A judge comes with ``kind: judge``, and a name with the server that knows it."""
+    judge = accuracy.judge
+    if judge is None:
+        return
+    if accuracy.kind == "rule":
+        raise _wrong(("judge",), "is set, but kind is 'rule'; expected kind: judge beside it")
+    if judge.model == "server" and judge.name is None:
         raise _wrong(
-            ("method", "rewards", "accuracy", "kind"),
-            "is 'judge', which this version cannot run yet; expected 'rule'",
+            ("judge", "name"),
+            "is missing, and model is 'server'; expected the name the server serves the model by",
         )
+    if judge.model == "teacher" and judge.name is not None:
+        raise _wrong(
+            ("judge", "name"),
+            f"is {judge.name!r}, but model is 'teacher': the phase's own teacher judges; expected "
+            "model: server, or no name",
+        )
+
+
+def _judges(recipe: Recipe) -> None:
+    """Every judge can be had: a teacher in each phase, or a server."""
+    rewarded, measured = recipe.method.rewards.accuracy, recipe.evaluation.rule
+    if measured.judge is not None and measured.judge.model == "teacher":
+        raise _wrong(
+            ("evaluation", "rule", "judge", "model"),
+            "is 'teacher', but an evaluation belongs to no phase and has no teacher; expected "
+            "model: server and its name",
+        )
+    for at, accuracy in {
+        ("method", "rewards", "accuracy"): rewarded,
+        ("evaluation", "rule"): measured,
+    }.items():
+        judge = None if accuracy is None else accuracy.judge
+        if judge is not None and judge.model == "server" and recipe.runtime.server is None:
+            raise _wrong(
+                (*at, "judge", "model"),
+                "is 'server', but there is no runtime.server; expected its address: --set "
+                "runtime.server.url=http://localhost:8000/v1",
+            )
+    judge = None if rewarded is None else rewarded.judge
+    rewards_count = any(term.kind == "grpo" for term in recipe.method.objective)
+    if judge is None or judge.model != "teacher" or not rewards_count:
+        return
+    for index, phase in enumerate(recipe.method.phases):
+        if phase.teacher is None:
+            raise _wrong(
+                ("method", "rewards", "accuracy", "judge", "model"),
+                f"is 'teacher', but method.phases[{index}] has none; expected teacher: <name> "
+                "there, or model: server",
+            )
 
 
 def _terms_fed(method: Method) -> None:

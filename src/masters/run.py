@@ -13,6 +13,7 @@ from typing import Any, assert_never
 from rich.console import Console
 
 from masters.artifacts import (
+    VERDICTS,
     RunInfo,
     StageContext,
     StageInfo,
@@ -39,7 +40,7 @@ from masters.specs import (
     TinyInit,
     TrainSpec,
 )
-from masters.stages.preflight import check
+from masters.stages.preflight import check, check_servers
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
@@ -176,6 +177,8 @@ def _run_plans(
     checked = [plan.recipe.runtime.images_checked for plan in plans]
     at_most = None if None in checked else max(n for n in checked if n is not None)
     check((opened[task.folder] for task in todo), images_checked=at_most)
+    if not (plans[0].out / VERDICTS).exists():  # kept verdicts may be all that is needed
+        check_servers((task.name, task.spec, task.runtime) for task in todo)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from masters.artifacts import VERDICTS
 from masters.data.tables import ANSWERS, RESPONSES, REWARDS, SCORES, list_shards, read_shard
 from masters.errors import MastersError, StageError
-from masters.specs import ModelRef, TinyInit
+from masters.specs import JudgeSpec, ModelRef, TinyInit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,10 +33,11 @@ _COMPARED = 20_000  # ids looked through for near ones: comparing texts is slow
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """The tables' rows of one question around one stage; verdicts and scores by (source, ratio,
-    round, sample)."""
+    round, sample); ``prompts``: the version of the prompts that each verdict of a judge took."""
 
     responses: list[Row]
     rewards: Mapping[Key, Row]
+    prompts: Mapping[Key, str]
     scores: Mapping[Key, Row]
     answers: list[Row]
 
@@ -61,22 +63,23 @@ def show_question(plan: Plan, stage_name: str, question_id: str, console: Consol
     stage = plan.stage(stage_name)
     question, questions = _find(plan, stage, question_id)
     stored = stored_rows(plan, stage, question_id)
-    _line(console, "stage", f"{stage.name} ({stage.status})")
-    _line(console, "folder", str(stage.folder))
-    _line(console, "question", question.id)
-    _line(console, "kind", question.kind)
-    _line(console, "asked", question.text)
+    line(console, "stage", f"{stage.name} ({stage.status})")
+    line(console, "folder", str(stage.folder))
+    line(console, "question", question.id)
+    line(console, "kind", question.kind)
+    line(console, "asked", question.text)
     for turn in question.history:
-        _line(console, "earlier", f"{turn.question} -> {turn.answer}")
+        line(console, "earlier", f"{turn.question} -> {turn.answer}")
     if question.choices:
-        _line(console, "choices", " | ".join(question.choices))
-    _line(console, "label", question.label if question.label is not None else "none")
+        line(console, "choices", " | ".join(question.choices))
+    line(console, "label", question.label if question.label is not None else "none")
     if question.training_label not in (None, question.label):
-        _line(console, "trained on", str(question.training_label))
-    _show_images(plan, questions, question, console)
+        line(console, "trained on", str(question.training_label))
+    show_images(plan, questions, question, console)
     processor = _show_prompt(plan, stage, question, questions, console)
     for row in stored.responses:
         _show_response(row, stored, processor, console)
+        _show_explanation(plan, question, row, stored, console)
     for row in stored.answers:
         _show_answer(row, console)
     if not stored.responses and not stored.answers:
@@ -93,6 +96,7 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
     for source in sources:
         responses += _rows(source.folder / "responses", RESPONSES, question_id)
     rewards: dict[Key, Row] = {}
+    prompts: dict[Key, str] = {}
     scores: dict[Key, Row] = {}
     names = {source.name for source in sources}
     for other in plan.stages:
@@ -100,7 +104,10 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
             continue
         if other.kind == "judge":
             found = _rows(other.folder / "rewards", REWARDS, question_id)
-            rewards |= {_key(row): row for row in found}
+            mine = {_key(row): row for row in found}
+            rewards |= mine
+            if isinstance(other.spec, JudgeSpec) and other.spec.rule.judge is not None:
+                prompts |= dict.fromkeys(mine, other.spec.rule.judge.prompt)
         elif other.kind == "score":
             found = _rows(other.folder / "scores", SCORES, question_id)
             scores |= {_key(row): row for row in found}
@@ -110,6 +117,7 @@ def stored_rows(plan: Plan, stage: Stage, question_id: str) -> Stored:
     return Stored(
         responses=sorted(responses, key=_key),
         rewards=rewards,
+        prompts=prompts,
         scores=scores,
         answers=sorted(answers, key=lambda row: row["ratio"]),
     )
@@ -192,10 +200,11 @@ def _holders(plan: Plan, question_id: str) -> list[str]:
     return found
 
 
-def _show_images(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
+def show_images(plan: Plan, questions: Questions, question: Question, console: Console) -> None:
+    """Saves the question's images in ``OUT/show`` and says where."""
     images = questions.open_images(question)
     if not images:
-        _line(console, "image", "none (text only)")
+        line(console, "image", "none (text only)")
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in question.id).lstrip(".")
     for number, (name, image) in enumerate(zip(question.images, images, strict=True), start=1):
         which = f"-{number}" if len(images) > 1 else ""
@@ -203,7 +212,7 @@ def _show_images(plan: Plan, questions: Questions, question: Question, console: 
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         width, height = image.size
-        _line(console, "image", f"{name}, {width} x {height} pixels, saved as {path}")
+        line(console, "image", f"{name}, {width} x {height} pixels, saved as {path}")
 
 
 # ------------------------------------------------------------------------------------ the prompt
@@ -217,7 +226,7 @@ def _show_prompt(
     model = model_of(plan, asking)
     prompt = getattr(asking.spec, "prompt", None)
     if model is None or prompt is None:
-        _line(console, "prompt", "not rendered: the stage names no model to render it with")
+        line(console, "prompt", "not rendered: the stage names no model to render it with")
         return None
     path, revision = model
     try:
@@ -231,11 +240,11 @@ def _show_prompt(
             images = [fit_pixels(image, prompt.max_pixels) for image in images]
         encoded = encode_prompt(processor, question, images, text)
     except MastersError as error:
-        _line(console, "prompt", f"not rendered: {error}")
+        line(console, "prompt", f"not rendered: {error}")
         return None
-    _line(console, "model", path)
-    _line(console, "prompt", encoded.text)
-    _line(console, "prompt ids", f"{_numbers(encoded.ids)}  ({len(encoded.ids)} tokens)")
+    line(console, "model", path)
+    line(console, "prompt", encoded.text)
+    line(console, "prompt ids", f"{_numbers(encoded.ids)}  ({len(encoded.ids)} tokens)")
     return processor
 
 
@@ -262,31 +271,59 @@ def _show_response(row: Row, stored: Stored, processor: Any, console: Console) -
     console.print()
     title = f"{row['source']}{ratio}{turn}, sample {row['sample']}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    _line(console, "text", repr(row["text"]))
-    _line(console, "finish", f"{row['finish']}, {len(row['token_ids'])} tokens")
-    _line(console, "token ids", _numbers(row["token_ids"]))
+    line(console, "text", repr(row["text"]))
+    line(console, "finish", f"{row['finish']}, {len(row['token_ids'])} tokens")
+    line(console, "token ids", _numbers(row["token_ids"]))
     if processor is not None:
         pieces = processor.tokenizer.convert_ids_to_tokens(row["token_ids"])
-        _line(console, "pieces", " ".join(repr(piece) for piece in pieces))
-    _line(console, "log-probs", _log_probs(row["logprobs"]))
+        line(console, "pieces", " ".join(repr(piece) for piece in pieces))
+    line(console, "log-probs", _log_probs(row["logprobs"]))
     score = stored.scores.get(_key(row))
     if score is not None:
-        _line(console, "reference", _log_probs(score["reference_logprobs"]))
+        line(console, "reference", _log_probs(score["reference_logprobs"]))
     verdict = stored.rewards.get(_key(row))
     if verdict is not None:
         reward = "missing" if verdict["reward"] is None else f"{verdict['reward']:g}"
-        _line(console, "reward", f"{reward} by {verdict['judge']}: {verdict['reason']}")
-    _line(console, "model", row["model"])
-    _line(console, "seed", str(row["seed"]))
+        line(console, "reward", f"{reward} by {verdict['judge']}: {verdict['reason']}")
+    line(console, "model", row["model"])
+    line(console, "seed", str(row["seed"]))
+
+
+def _show_explanation(
+    plan: Plan, question: Question, row: Row, stored: Stored, console: Console
+) -> None:
+    """What the judge said in its own words, where one was asked and the cache still has it."""
+    version, verdict = stored.prompts.get(_key(row)), stored.rewards.get(_key(row))
+    path = plan.out / VERDICTS
+    if version is None or verdict is None or verdict["reward"] is None or not path.is_file():
+        return
+    from masters.rewards.judging.cache import VerdictCache, verdict_key
+    from masters.rewards.judging.calls import load_prompts
+    from masters.rewards.judging.items import JudgeItem
+
+    item = JudgeItem(question=question, response=row["text"])
+    try:
+        key = verdict_key(item, verdict["judge"], load_prompts(version).name)
+        with VerdictCache(path) as cache:
+            kept = cache.find(key)
+    except MastersError as error:
+        line(console, "explained", f"cannot be read: {error}")
+        return
+    if kept is not None:
+        line(console, "explained", kept.verdict.explanation or "in no words")
 
 
 def _show_answer(row: Row, console: Console) -> None:
     mark = "right" if row["correct"] else "wrong"
+    if row["score"] is None:
+        mark = "missing"
+    elif 0 < row["score"] < 1:
+        mark = f"score {row['score']:g}"
     console.print()
     console.print(Text(f"answer at ratio {row['ratio'] / 10_000:g}", style="bold"))
-    _line(console, "text", repr(row["text"]))
-    _line(console, "verdict", f"{mark}, label {row['label']!r}")
-    _line(console, "finish", row["finish"])
+    line(console, "text", repr(row["text"]))
+    line(console, "verdict", f"{mark}, label {row['label']!r}")
+    line(console, "finish", row["finish"])
 
 
 def _say_nothing_stored(plan: Plan, stage: Stage, question_id: str, console: Console) -> None:
@@ -307,7 +344,8 @@ def _say_nothing_stored(plan: Plan, stage: Stage, question_id: str, console: Con
     console.print(Text(words + where), soft_wrap=True)
 
 
-def _line(console: Console, name: str, value: str) -> None:
+def line(console: Console, name: str, value: str) -> None:
+    """Prints one named value as it is."""
     console.print(Text.assemble((f"{name:<11}", "dim"), value), soft_wrap=True)
 
 

@@ -30,7 +30,7 @@ NUMERICS: dict[str, int] = {
     "judge": 1,
     "score": 1,
     "signal": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 
@@ -161,13 +161,26 @@ class GenerateSpec(Spec):
     shard_questions: int = 256
 
 
+class LocalJudge(Spec):
+    """A model that judges in the stage itself; ``name`` is what verdicts call it."""
+
+    name: str
+    model: ModelRef
+    precision: Precision
+
+
 class JudgeSpec(Spec):
-    """The accuracy reward of every response. Role: responses."""
+    """The accuracy reward of every response.
+
+    Roles: responses, and ``judge`` where ``judge`` is the model of a stage; it is None where a rule
+    judges, or a server.
+    """
 
     kind: Literal["judge"] = "judge"
     source: Side
     data: DataSource
     rule: AccuracyRule
+    judge: LocalJudge | None = None
 
 
 class ScoreSpec(Spec):

@@ -145,12 +145,12 @@ def test_loading(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_host_is_full(runs: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from masters.stages import judge
+    from masters.stages import jury
 
     def host(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(judge, "verify", host)
+    monkeypatch.setattr(jury, "verify", host)
     message = runs("judge/0-teacher/teacher")
     assert message.startswith("out of memory while computing the stage judge: no room. Close ")
 

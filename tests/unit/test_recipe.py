@@ -173,7 +173,34 @@ REFUSED = [
     ("method.responses={teacher: 0, student: 1}", "expected method.responses.teacher + student"),
     ("method.responses={teacher: 0, student: 0}", "method.responses asks for none"),
     ("method.rewards={accuracy: null, distillation: null}", "is grpo without a reward"),
-    ("method.rewards.accuracy.kind=judge", "cannot run yet; expected 'rule'"),
+    (
+        "method.rewards.accuracy.judge.model=server",
+        "method.rewards.accuracy.judge is set, but kind is 'rule'; expected kind: judge",
+    ),
+    (
+        "method.rewards.accuracy={kind: judge, judge: {model: server}}",
+        "judge.name is missing, and model is 'server'; expected the name the server serves",
+    ),
+    (
+        "method.rewards.accuracy={kind: judge, judge: {model: server, name: m}}",
+        "judge.model is 'server', but there is no runtime.server; expected its address: --set "
+        "runtime.server.url=http",
+    ),
+    (
+        "method.rewards.accuracy={kind: judge, judge: {name: m}}",
+        "judge.name is 'm', but model is 'teacher'",
+    ),
+    (
+        "method.rewards.accuracy={kind: judge, judge: {max_missing: 1.5}}",
+        "judge.max_missing is 1.5; expected a number at most 1",
+    ),
+    ("runtime.server.url=localhost:8000", "runtime.server.url is 'localhost:8000'; expected http"),
+    ("runtime.server.url=http://me:key@host/v1", "expected http(s)://HOST:PORT/v1 without a user"),
+    ("runtime.server={}", "runtime.server.url is missing"),
+    (
+        "evaluation.rule.kind=judge",
+        "evaluation.rule.judge.model is 'teacher', but an evaluation belongs to no phase",
+    ),
     ("method.signal=some", "method.signal is 'some'"),
     ("method.signal_k=0", "method.signal_k is 0; expected a number at least 1"),
     ("method.objective=[{kind: jsd}, {kind: jsd}]", "is a second jsd on responses"),
@@ -242,6 +269,25 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
     assert yaml.safe_load(resolved_yaml(load_recipe(path)))["method"]["objective"][1]["on"]
 
 
+def test_a_judge_with_its_defaults_and_without_a_teacher(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, overrides=["method.rewards.accuracy.kind=judge"])
+    accuracy = recipe.method.rewards.accuracy
+    assert accuracy is not None and accuracy.judge is not None
+    assert (accuracy.judge.model, accuracy.judge.max_missing) == ("teacher", 0.05)
+    assert recipe_from_yaml(resolved_yaml(recipe), "mine") == recipe
+    alone = [
+        "method.rewards={accuracy: {kind: judge}, distillation: null}",
+        "method.objective=[{kind: grpo}]",
+        "method.responses.teacher=0",
+        "method.phases=[{}]",
+    ]
+    with pytest.raises(RecipeError, match=r"is 'teacher', but method.phases\[0\] has none"):
+        load_recipe(path, overrides=alone)
+    labels = ["method.rewards.accuracy.kind=judge", "method.objective=[{kind: nll}]"]
+    load_recipe(path, overrides=[*labels, "method.phases=[{}]"])  # nothing is judged
+
+
 def test_recipe_is_frozen(tmp_path: Path) -> None:
     recipe: Recipe = load_recipe(write(tmp_path, MINIMAL))
     with pytest.raises(ValueError, match="frozen"):
@@ -253,7 +299,10 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("evaluation.rule.kind=judge", "evaluation.rule.kind is 'judge'"),
+        (
+            "evaluation.rule={kind: rule, judge: {}}",
+            "evaluation.rule.judge is set, but kind is 'rule'",
+        ),
         (
             "method.objective=[{kind: jsd, beta: 0.1, on: labels}, {kind: jsd, beta: 0.9}]",
             "jsd terms of different beta",

@@ -70,6 +70,7 @@ def evaluated(
             answers.append(
                 {"question_id": question.id, "ratio": ratio, "text": text, "correct": correct}
                 | {"kind": question.kind, "label": str(question.label), "finish": finish}
+                | {"score": float(correct), "fields": "{}"}
             )
             right.setdefault("all", []).append(correct)
             right.setdefault(question.kind, []).append(correct)

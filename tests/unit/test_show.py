@@ -62,8 +62,8 @@ def store(plan: Plan) -> None:
     scores = [key | {"reference_logprobs": [-0.75, -1.0]} for key in keys]
     folder = plan.stage("score/0-large/teacher").folder
     write_shard(folder / "scores" / shard_name(0), scores, SCORES)
-    answer = {"question_id": "scene-4-1", "ratio": 0, "text": "red", "correct": True}
-    answer |= {"kind": "colour", "label": "red", "finish": "stop"}
+    answer = {"question_id": "scene-4-1", "ratio": 0, "text": "red", "correct": True, "score": 1.0}
+    answer |= {"kind": "colour", "label": "red", "fields": "{}", "finish": "stop"}
     folder = plan.stage("evaluate/student").folder
     write_shard(folder / "answers" / shard_name(0), [answer], ANSWERS)
 

@@ -57,7 +57,9 @@ def test_schemas_are_the_contract() -> None:
     assert REWARDS.field("reward").type == pa.float32()
     assert REWARDS.field("reward").nullable
     assert SCORES.names[5:] == ["reference_logprobs"]
-    assert ANSWERS.names == ["question_id", "ratio", "text", "correct", "kind", "label", "finish"]
+    assert ANSWERS.names == [
+        "question_id", "ratio", "text", "correct", "score", "kind", "label", "fields", "finish"
+    ]  # fmt: skip
 
 
 def test_round_trip_in_order(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class _Work:
             "questions": questions.fingerprint(),
             "sample": [questions.ids[index] for index in self.indices],
             "prompt": recipe.prompt.model_dump(mode="json"),
-            "rule": recipe.evaluation.rule.model_dump(mode="json"),
+            "rule": recipe.evaluation.rule.model_dump(mode="json", exclude={"judge"}),
             "max_new_tokens": limit,
             "precision": recipe.method.optimiser.precision,
             "scope": scope,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from masters.errors import RecipeError
-from masters.fingerprints import HUB_NAME
+from masters.named_models import is_recipe, model_name, model_path
 from masters.recipe import DataSource, Mask, ModelSource, Recipe, load_recipe
 from masters.recipe_file import shipped
 
@@ -55,7 +54,7 @@ def find_subject(
     Raises:
         RecipeError: there is no such teacher, no questions, or the recipe is wrong.
     """
-    from_recipe = teacher.endswith((".yaml", ".yml")) or teacher in shipped()
+    from_recipe = is_recipe(teacher)
     asked = [] if questions is None else [f"data.test={questions}"]
     if from_recipe:
         recipe = load_recipe(teacher, profile, overrides)
@@ -66,7 +65,8 @@ def find_subject(
             raise RecipeError(f"--teacher {name}: {teacher} is a model; expected it with a recipe")
         if questions is None:
             raise RecipeError("no questions; expected --questions, such as data/held_out.jsonl")
-        path = json.dumps(_model_path(teacher))
+        also = f", a .yaml file, or one of the recipes {', '.join(shipped())}"
+        path = json.dumps(model_path(teacher, what="teacher", also=also))
         sets = [
             f"models.student={{path: {path}}}",
             f"models.teachers=[{{name: teacher, path: {path}}}]",
@@ -90,8 +90,7 @@ def folder_name(subject: Subject) -> str:
     """What the folder of results is called: the recipe's name of the teacher, or the model's."""
     if subject.from_recipe or subject.source.path is None:
         return subject.source.name
-    parts = [part for part in Path(subject.source.path).parts if part not in ("model", "/", ".")]
-    return parts[-1] if parts else "model"
+    return model_name(subject.source.path)
 
 
 def _named(recipe: Recipe, name: str | None) -> ModelSource:
@@ -120,19 +119,3 @@ def _questions(
             f"{recipe} has no data.validation; expected --questions, such as data/held_out.jsonl"
         )
     return found
-
-
-def _model_path(teacher: str) -> str:
-    """The transformers folder or the hub name; a stage's folder stands for its model."""
-    folder = Path(teacher).expanduser()
-    if folder.is_dir():
-        inner = folder / "model"
-        if not (folder / "config.json").is_file() and (inner / "config.json").is_file():
-            return str(inner)
-        return str(folder)
-    if not HUB_NAME.match(teacher):
-        raise RecipeError(
-            f"{teacher}: no such teacher. Expected a transformers folder, a stage's folder, "
-            f"owner/name on the hub, a .yaml file, or one of the recipes {', '.join(shipped())}"
-        )
-    return teacher

@@ -61,9 +61,11 @@ ANSWERS = pa.schema(
         _field("question_id", pa.string()),
         _field("ratio", pa.int16()),
         _field("text", pa.string()),
-        _field("correct", pa.bool_()),
+        _field("correct", pa.bool_()),  # the full score
+        _field("score", pa.float64(), nullable=True),  # 0 to 1; null: the verdict is missing
         _field("kind", pa.string()),
         _field("label", pa.string()),
+        _field("fields", pa.string()),  # the question's further fields, as a JSON object of texts
         _field("finish", pa.string()),
     ]
 )

@@ -119,7 +119,7 @@ def read_answers(folder: Path) -> dict[str, Row]:
         folder: the stage's folder.
 
     Returns:
-        question id -> {"text", "correct", "kind", "label", "finish"}.
+        question id -> {"text", "correct", "score", "kind", "label", "fields", "finish"}.
     """
     table = read_shards(folder / "answers", ANSWERS)
     return {row["question_id"]: row for row in table.to_pylist() if not row.get("ratio")}

@@ -254,12 +254,14 @@ def _differences(found: Sequence[Evaluated], seeds: Sequence[int]) -> list[Row]:
 
 def _paired(one: Evaluated, two: Evaluated, answers: dict[Path, dict[str, Row]]) -> list[Row]:
     left, right = answers[one.folder], answers[two.folder]
-    shared = [key for key in left if key in right]
+    judged = {key for key, row in left.items() if row["score"] is not None}
+    judged &= {key for key, row in right.items() if row["score"] is not None}
+    shared = [key for key in left if key in judged]
     if not shared:
         return []
     difference, low, high = paired_difference(
-        [float(left[key]["correct"]) for key in shared],
-        [float(right[key]["correct"]) for key in shared],
+        [left[key]["score"] for key in shared],
+        [right[key]["score"] for key in shared],
     )
     if math.isnan(low):  # one question only: nothing narrower is known
         low, high = -1.0, 1.0

@@ -63,6 +63,28 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def mean_score(scores: Sequence[float]) -> Interval:
+    """The mean of scores in [0, 1] with its interval: what accuracy is for graded answers too.
+
+    Wilson's where every score is 0 or 1; else Student's t within [0, 1], and [0, 1] itself for a
+    single question.
+
+    Args:
+        scores: at least one, each from 0 to 1.
+
+    Raises:
+        ValueError: there is none, or one is out of range.
+    """
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError("a score is out of range; expected scores from 0 to 1")
+    if scores and all(score in (0, 1) for score in scores):
+        return wilson(sum(score == 1 for score in scores), len(scores))
+    value, low, high = t_interval(scores)
+    if math.isnan(low):
+        return Interval(value, 0.0, 1.0)
+    return Interval(value, max(0.0, low), min(1.0, high))
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     """The mean of ``a - b`` over the same questions with its interval.
 

@@ -134,7 +134,7 @@ def encode_prompt(
             # A list for each text: LLaVA-OneVision cuts up an only image, not one of several.
             images=[list(images)] if images else None,
             return_tensors="pt",
-            **_special_tokens(processor, text),
+            **special_tokens(processor, text),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"question {question.id}: the processor refuses it: {error}") from error
@@ -144,7 +144,7 @@ def encode_prompt(
     return EncodedPrompt(text=text, ids=ids, token_types=types, images=dict(inputs))
 
 
-def _special_tokens(processor: Any, text: str) -> dict[str, bool]:
+def special_tokens(processor: Any, text: str) -> dict[str, bool]:
     """Keeps a tokenizer from putting a second start token before one the template has written."""
     start = processor.tokenizer.bos_token
     return {"add_special_tokens": False} if start is not None and text.startswith(start) else {}

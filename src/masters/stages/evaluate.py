@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from masters.artifacts import StageContext, atomic_write_text
+from masters.data.questions import Question
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
-from masters.evaluation.statistics import wilson
-from masters.generation.engine import TransformersEngine
-from masters.models.encode import EncodedPrompt
+from masters.errors import StageError
+from masters.evaluation.categories import category_fields, score_row
+from masters.generation.engine import Completion, TransformersEngine
 from masters.models.load import DTYPES
 from masters.models.memory import doing
-from masters.rewards.verifiers import verify
+from masters.rewards.judging.items import JudgeItem
 from masters.specs import EvaluateSpec
+from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
 from masters.stages.opening import (
     Prompts,
     greedy_answers,
@@ -65,18 +67,36 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     )
     answers: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+    with (
+        prompts.ahead(wanted, context.runtime.workers) as encoded,
+        open_jury(spec.rule, None, context) as jury,
+    ):
         for path, (ratio, part) in zip(paths, parts, strict=True):
             if path in missing:
                 teacher.set_ratio(ratio)
                 with doing("generating answers"):
-                    rows = _answer(spec, engine, prompts, part, ratio, encoded)
+                    answered = list(
+                        greedy_answers(
+                            engine, prompts, part, max_new_tokens=spec.max_new_tokens,
+                            chunk=SHARD, encoded=encoded,
+                        )
+                    )  # fmt: skip
+                rows = _answers(answered, ratio, jury)
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)
             right = sum(row["correct"] for row in answers) / len(answers)
             note = f"{rate:.1f} questions/s, {right:.1%} right"
             context.progress(len(answers), total, note)
+            lacking = sum(row["score"] is None for row in answers)
+            stop_if_missing(
+                spec.rule,
+                Counter({"no verdict": lacking}),
+                seen=len(answers),
+                total=total,
+                shards=Shards(paths=paths, schema=ANSWERS, column="score"),
+                context=context,
+            )
     results = {
         "rows": _results(spec, answers, _zeros(context, spec.ratios)),
         "parameters": opened.model.num_parameters(),
@@ -86,33 +106,33 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     return {
         "questions": len(questions),
         "accuracy": headline["value"],
+        "missing": sum(row["score"] is None for row in answers),
         "seconds_waiting": round(encoded.seconds_waiting, 3),
     }
 
 
-def _answer(
-    spec: EvaluateSpec,
-    engine: TransformersEngine,
-    prompts: Prompts,
-    indices: Sequence[int],
-    ratio: int,
-    encoded: Callable[[int], EncodedPrompt],
+def _answers(
+    answered: Sequence[tuple[int, Question, Completion]], ratio: int, jury: Jury
 ) -> list[dict[str, Any]]:
-    answered = greedy_answers(
-        engine, prompts, indices, max_new_tokens=spec.max_new_tokens, chunk=SHARD, encoded=encoded
-    )
-    return [
-        {
-            "question_id": question.id,
-            "ratio": ratio,
-            "text": completion.text,
-            "correct": verify(spec.rule.rule, completion.text, question).reward == 1.0,
-            "kind": question.kind,
-            "label": question.label or "",
-            "finish": completion.finish,
-        }
-        for _, question, completion in answered
-    ]
+    """The rows of the table of answers, each with its score; null where a judge gave none."""
+    items = [JudgeItem(question=question, response=said.text) for _, question, said in answered]
+    rows = []
+    found = jury(items, lambda _: None)
+    for (_, question, completion), finding in zip(answered, found, strict=True):
+        rows.append(
+            {
+                "question_id": question.id,
+                "ratio": ratio,
+                "text": completion.text,
+                "correct": finding.reward == 1.0,
+                "score": finding.reward,
+                "kind": question.kind,
+                "label": question.label or "",
+                "fields": category_fields(question),
+                "finish": completion.finish,
+            }
+        )
+    return rows
 
 
 def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
@@ -126,25 +146,21 @@ def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
 def _results(
     spec: EvaluateSpec, answers: list[dict[str, Any]], zeros: dict[int, float]
 ) -> list[dict[str, Any]]:
-    groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
-        groups[row["ratio"], "all"].append(row["correct"])
+        groups[row["ratio"], "all"].append(row)
         if row["kind"] != "all":
-            groups[row["ratio"], row["kind"]].append(row["correct"])
+            groups[row["ratio"], row["kind"]].append(row)
     rows = []
-    for (ratio, kind), correct in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
-        value, low, high = wilson(sum(correct), len(correct))
-        rows.append(
-            {
-                "benchmark": spec.benchmark,
-                "kind": kind,
-                "metric": "accuracy",
-                "ratio": ratio,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(correct),
-                "zeros": zeros[ratio],
-            }
-        )
+    for (ratio, kind), group in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] != "all")):
+        found = score_row(group)
+        if found is None:
+            if kind == "all":
+                raise StageError(
+                    f"none of {len(group)} answers at ratio {ratio} has a verdict; expected most "
+                    "to have one. Look at evaluation.rule"
+                )
+            continue
+        about = {"benchmark": spec.benchmark, "kind": kind, "metric": "accuracy", "ratio": ratio}
+        rows.append({**about, **found, "zeros": zeros[ratio]})
     return rows

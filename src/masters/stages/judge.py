@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from masters.artifacts import StageContext
+from masters.data.questions import Question, Questions
 from masters.data.sources import open_questions
 from masters.data.tables import (
     KEY_COLUMNS,
@@ -15,41 +21,91 @@ from masters.data.tables import (
     read_shard,
     write_shard,
 )
-from masters.errors import StageError
-from masters.rewards.verifiers import verify
+from masters.rewards.judging.items import JudgeItem
 from masters.specs import JudgeSpec
+from masters.stages.jury import Jury, Shards, Told, open_jury, stop_if_missing
+
+Row = dict[str, Any]
 
 
 def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
-    """Writes one shard of rewards for each shard of responses, row for row."""
-    if spec.rule.kind != "rule":
-        raise StageError(
-            f"method.rewards.accuracy.kind is {spec.rule.kind}; only 'rule' can be run so far. "
-            "Set method.rewards.accuracy.kind=rule"
-        )
+    """Writes one shard of rewards for each shard of responses, row for row.
+
+    Raises:
+        StageError: more verdicts are missing than the judge's ``max_missing`` allows. What is known
+            is kept; what is missing is asked again when the stage runs again.
+    """
     questions = open_questions(spec.data)
     shards = list_shards(context.inputs["responses"] / "responses")
-    reasons: Counter[str] = Counter()
-    right = missing = total = 0
-    for done, shard in enumerate(shards):
-        path = context.folder / "rewards" / shard.name
-        if path.exists():
-            rows = read_shard(path, REWARDS).to_pylist()
-        else:
-            rows = []
-            question = None
-            for row in read_shard(shard, RESPONSES, [*KEY_COLUMNS, "text"]).to_pylist():
-                if question is None or question.id != row["question_id"]:
-                    question = questions[questions.find(row["question_id"])]
-                verdict = verify(spec.rule.rule, row.pop("text"), question)
-                judge = f"rule:{spec.rule.rule}"
-                rows.append(
-                    {**row, "reward": verdict.reward, "reason": verdict.reason, "judge": judge}
-                )
-            write_shard(path, rows, REWARDS)
-        reasons.update(row["reason"] for row in rows)
-        right += sum(row["reward"] == 1.0 for row in rows)
-        missing += sum(row["reward"] is None for row in rows)
-        total += len(rows)
-        context.progress(done + 1, len(shards), f"{right / max(1, total):.1%} right")
-    return {"responses": total, "right": right, "missing": missing, "reasons": dict(reasons)}
+    paths = [context.folder / "rewards" / shard.name for shard in shards]
+    total = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    tally = _Tally()
+
+    def told(more: int) -> None:
+        context.progress(tally.rows + more, total, tally.note)
+
+    with open_jury(spec.rule, spec.judge, context) as jury:
+        for shard, path in zip(shards, paths, strict=True):
+            if path.exists():
+                rows = read_shard(path, REWARDS).to_pylist()
+            else:
+                rows = _judged(shard, jury, questions, told)
+                write_shard(path, rows, REWARDS)
+            tally.add(rows)
+            told(0)
+            stop_if_missing(
+                spec.rule,
+                tally.missing,
+                seen=tally.rows,
+                total=total,
+                shards=Shards(paths=paths, schema=REWARDS, column="reward"),
+                context=context,
+            )
+    return tally.metrics()
+
+
+@dataclass
+class _Tally:
+    """What the rows so far say."""
+
+    rows: int = 0
+    right: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    judges: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.rows += len(rows)
+        self.right += sum(row["reward"] == 1.0 for row in rows)
+        self.reasons.update(row["reason"] for row in rows)
+        self.missing.update(row["reason"] for row in rows if row["reward"] is None)
+        self.judges.update(row["judge"] for row in rows)
+
+    @property
+    def note(self) -> str:
+        lacking = self.missing.total()
+        said = f", {lacking} without a verdict" if lacking else ""
+        return f"{self.right / max(1, self.rows - lacking):.1%} right{said}"
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "responses": self.rows,
+            "right": self.right,
+            "missing": self.missing.total(),
+            "reasons": dict(self.reasons),
+            "missing_reasons": dict(self.missing),
+            "judges": dict(self.judges),
+        }
+
+
+def _judged(shard: Path, jury: Jury, questions: Questions, told: Told) -> list[Row]:
+    """The rewards of a shard of responses; those to one question stand together in it."""
+    rows = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "text"]).to_pylist()
+    items: list[JudgeItem] = []
+    question: Question | None = None
+    for row in rows:
+        if question is None or question.id != row["question_id"]:
+            question = questions[questions.find(row["question_id"])]
+        items.append(JudgeItem(question=question, response=row.pop("text")))
+    found = jury(items, told)
+    return [{**row, **vars(finding)} for row, finding in zip(rows, found, strict=True)]

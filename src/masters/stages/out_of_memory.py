@@ -71,7 +71,8 @@ def _micro_batch(spec: Any, runtime: Runtime) -> str | None:
 
 def _generation_batch(spec: Any, runtime: Runtime) -> str | None:
     size = runtime.generation_batch
-    if size == 1 or spec.kind not in ("train", "generate", "evaluate"):
+    judges = spec.kind == "judge" and spec.judge is not None
+    if size == 1 or not (judges or spec.kind in ("train", "generate", "evaluate")):
         return None
     return f"runtime.generation_batch ({size})"
 
@@ -88,7 +89,10 @@ def _jobs(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _teacher_device(spec: Any, runtime: Runtime) -> str | None:
-    teachers = {"train": "teacher", "signal": "teacher", "generate": "source", "evaluate": "side"}
+    teachers = {
+        "train": "teacher", "signal": "teacher", "judge": "judge", "generate": "source",
+        "evaluate": "side",
+    }  # fmt: skip
     asked = getattr(spec, teachers.get(spec.kind, ""), None)
     if spec.kind == "train" and spec.signal != "live":
         asked = None
@@ -115,6 +119,9 @@ def _group(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _tokens(spec: Any, runtime: Runtime) -> str | None:
+    if spec.kind == "judge" and spec.judge is not None:
+        tokens = spec.rule.judge.max_new_tokens
+        return f"method.rewards.accuracy.judge.max_new_tokens ({tokens})"
     if spec.kind in ("train", "generate", "evaluate"):
         return f"method.responses.max_new_tokens ({spec.max_new_tokens})"
     return "method.responses.max_new_tokens" if spec.kind in ("score", "signal") else None

@@ -10,7 +10,9 @@ from pydantic import BaseModel
 
 from masters.artifacts import canonical_json
 from masters.data.sources import open_questions, verify_images
-from masters.specs import ModelRef, StageSpec, TrainSpec
+from masters.errors import ServerError, StageError
+from masters.recipe import Judge, Runtime
+from masters.specs import EvaluateSpec, JudgeSpec, ModelRef, StageSpec, TrainSpec
 
 Folders = dict[ModelRef, Path]
 
@@ -53,6 +55,29 @@ def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> N
         if spec.teacher in folders and len(own) == 1:
             _same_vocabulary(spec.teacher, own[0], folders, spec.prompt.image_backend)
         _trainable(spec)
+
+
+def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
+    """Looks whether the servers are there that these stages, given by name, will ask to judge.
+
+    Raises:
+        StageError: one is not, or does not serve what it is to judge with.
+    """
+    first: dict[str, tuple[str, Judge, Runtime]] = {}
+    for name, spec, runtime in asking:
+        judge = spec.rule.judge if isinstance(spec, JudgeSpec | EvaluateSpec) else None
+        if judge is not None and judge.model == "server":
+            first.setdefault(f"{judge.name} {runtime.server}", (name, judge, runtime))
+    for name, judge, runtime in first.values():
+        from masters.stages.asking import server_of
+
+        try:
+            server_of(judge, runtime).check()
+        except ServerError as error:
+            raise StageError(
+                f"{name} will ask a server to judge: {error}. What comes before can be done "
+                f"without it: --until STAGE"
+            ) from error
 
 
 def _parts(value: object) -> Iterable[BaseModel]:

@@ -1,0 +1,1 @@
+"""A person looks at a sample of the judged responses: do judge, rule and person agree?"""
