@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,71 +12,47 @@ from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
-from masters.generation.engine import Request, TransformersEngine
+from masters.errors import StageError
 from masters.generation.sampling import SampleKey, Sampling
-from masters.models.encode import EncodedPrompt
-from masters.models.load import DTYPES
-from masters.models.memory import doing
 from masters.specs import GenerateSpec
-from masters.stages.opening import (
-    Prompts,
-    model_folder,
-    open_model,
-    open_teacher,
-)
-from masters.stages.sight import check_sees_image
+from masters.stages.answering import Answering, Job, open_answering
+from masters.stages.engine_check import refused
+
+#: A larger share of a shard's responses that a server gave none of stops the stage.
+MOST_FAILED = 0.05
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     """Appends whole shards of responses; shards that are there already are left as they are."""
     questions = open_questions(spec.data)
     verify_images(questions, context.runtime.images_checked)
-    opened = open_model(
-        model_folder(spec.model, context.inputs),
-        spec.prompt,
-        context.runtime,
-        precision=spec.precision,
-        teacher=spec.source == "teacher",
-    )
-    teacher = open_teacher(opened, context)
-    prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
-    engine = TransformersEngine(
-        opened.model,
-        opened.processor,
-        opened.ids,
-        batch_rows=context.runtime.generation_batch,
-        precision=DTYPES[spec.precision],
-    )
     plan = planned_pairs(spec, len(questions))
     starts = range(0, len(plan), spec.shard_questions)
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
     missing = {path for path in paths if not path.exists()}
     parts = [plan[start : start + spec.shard_questions] for start in starts]
-    wanted = (
-        index
-        for path, part in zip(paths, parts, strict=True)
-        if path in missing
-        for _, same in _by_ratio(part)
-        for index in same
+    wanted = [_in_order(part) for path, part in zip(paths, parts, strict=True) if path in missing]
+    job = Job(
+        spec=spec,
+        context=context,
+        questions=questions,
+        sampling=_sampling(spec),
+        wanted=np.concatenate(wanted or [plan[:0]]),
     )
-    tokens = cut = done = 0
+    tokens = cut = failed = done = 0
     begin = time.perf_counter()
-    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+    with open_answering(job) as answering:
         for path, part in zip(paths, parts, strict=True):
             if path in missing:
                 rows = []
                 for ratio, same in _by_ratio(part):
-                    teacher.set_ratio(ratio)
-                    with doing("generating responses"):
-                        rows += _respond(
-                            spec, engine, encoded, questions, same, ratio, str(opened.folder)
-                        )
+                    rows += _respond(spec, answering, questions, same, ratio)
                 write_shard(path, rows, RESPONSES)
             else:
                 rows = read_shard(path, RESPONSES).to_pylist()
             tokens += sum(len(row["token_ids"]) for row in rows)
             cut += sum(row["finish"] == "length" for row in rows)
+            failed += sum(row["finish"] == "failed" for row in rows)
             done += len(part)
             rate = done / (time.perf_counter() - begin)
             context.progress(done, len(plan), f"{rate:.1f} questions/s")
@@ -86,9 +61,20 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         "responses": len(plan) * spec.samples,
         "tokens": tokens,
         "cut_at_limit": cut,
+        **({"failed": failed} if spec.engine == "server" else {}),
         "skipped_rows": questions.skipped,
-        "seconds_waiting": round(encoded.seconds_waiting, 3),
+        **answering.facts(),
     }
+
+
+def _sampling(spec: GenerateSpec) -> Sampling:
+    return Sampling(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        repetition_penalty=spec.repetition_penalty,
+        max_new_tokens=spec.max_new_tokens,
+    )
 
 
 def _by_ratio(part: np.ndarray) -> list[tuple[int, list[int]]]:
@@ -96,6 +82,12 @@ def _by_ratio(part: np.ndarray) -> list[tuple[int, list[int]]]:
     pairs: list[list[int]] = part.tolist()
     ratios = dict.fromkeys(ratio for _, ratio in pairs)
     return [(ratio, [index for index, r in pairs if r == ratio]) for ratio in ratios]
+
+
+def _in_order(part: np.ndarray) -> np.ndarray:
+    """A shard's pairs in the order in which they are answered: int64 [P, 2]."""
+    pairs = [(index, ratio) for ratio, same in _by_ratio(part) for index in same]
+    return np.array(pairs, dtype=np.int64)
 
 
 def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
@@ -114,23 +106,13 @@ def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
 
 def _respond(
     spec: GenerateSpec,
-    engine: TransformersEngine,
-    encoded: Callable[[int], EncodedPrompt],
+    answering: Answering,
     questions: Questions,
     indices: list[int],
     ratio: int,
-    model: str,
 ) -> list[dict[str, object]]:
-    sampling = Sampling(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        repetition_penalty=spec.repetition_penalty,
-        max_new_tokens=spec.max_new_tokens,
-    )
-    requests = []
-    for index in indices:
-        keys = tuple(
+    keys = [
+        tuple(
             SampleKey(
                 seed=spec.seed,
                 question_id=questions[index].id,
@@ -141,8 +123,15 @@ def _respond(
             )
             for sample in range(spec.samples)
         )
-        requests.append(Request(prompt=encoded(index), keys=keys))
-    results = engine.generate(requests, sampling)
+        for index in indices
+    ]
+    results = answering(ratio, indices, keys)
+    failures = [c.error for completions in results for c in completions if c.finish == "failed"]
+    if len(failures) > MOST_FAILED * len(indices) * spec.samples:
+        raise StageError(
+            f"{len(failures)} of {len(indices) * spec.samples} responses could not be had; at most "
+            f"{MOST_FAILED:.0%} of a shard may lack. {refused(answering.model(ratio), failures[0])}"
+        )
     return [
         {
             "question_id": key.question_id,
@@ -150,13 +139,13 @@ def _respond(
             "ratio": key.ratio,
             "round": key.round,
             "sample": key.sample,
-            "model": spec.model.path or spec.model.role or model,
+            "model": answering.model(ratio),
             "text": completion.text,
             "token_ids": completion.token_ids,
             "logprobs": completion.logprobs,
             "finish": completion.finish,
-            "seed": spec.seed,
+            "seed": spec.seed if completion.seed is None else completion.seed,
         }
-        for request, completions in zip(requests, results, strict=True)
-        for key, completion in zip(request.keys, completions, strict=True)
+        for own, completions in zip(keys, results, strict=True)
+        for key, completion in zip(own, completions, strict=True)
     ]

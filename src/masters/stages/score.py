@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
@@ -19,13 +18,12 @@ from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES, TokenIds
 from masters.models.memory import doing
 from masters.specs import ScoreSpec
-from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
+from masters.stages.opening import Prompts, model_folder, open_model
 from masters.stages.responses_index import rows_outside
+from masters.stages.scoring import Scorer
 from masters.stages.sight import check_sees_image
-from masters.training.group_forward import Form, first_use, group_inputs
-from masters.training.groups import Group, Response, make_rows
+from masters.training.groups import Group, Response
 from masters.training.student import Student
-from masters.training.token_scores import ScoreSettings
 
 
 def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
@@ -56,8 +54,11 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
             if shard in missing:
                 table = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"])
                 rows = _readable(table, opened.ids)
+                # One for each shard: its form does not depend on which shards were there already.
+                scorer = Scorer(student, opened, context.runtime, vocabulary=opened.ids.vocabulary)
                 with doing("scoring responses"):
-                    scored = _score(rows, student, opened, questions, encoded, context)
+                    size = context.runtime.micro_batch_questions
+                    scored = _score(rows, scorer, questions, encoded, size)
                 write_shard(path, scored, SCORES)
             scores = read_shard(path, SCORES)["reference_logprobs"].to_pylist()
             lengths = [len(row) for row in scores]
@@ -88,25 +89,19 @@ def _readable(table: pa.Table, ids: TokenIds) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.no_grad()
 def _score(
     rows: list[dict[str, Any]],
-    student: Student,
-    opened: OpenedModel,
+    scorer: Scorer,
     questions: Questions,
     encoded: Callable[[int], EncodedPrompt],
-    context: StageContext,
+    size: int,
 ) -> list[dict[str, Any]]:
-    """One row of scores for each row; one without tokens has none."""
+    """One row of scores for each row; one without tokens has none. ``size`` questions at a time."""
     by_question = [
         (question_id, [row for row in own if row["token_ids"]])
         for question_id, own in groupby(rows, key=lambda row: row["question_id"])
     ]
     by_question = [(question_id, own) for question_id, own in by_question if own]
-    settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
-    size = context.runtime.micro_batch_questions
-    device = opened.model.device
-    form: Form | None = None
     known: dict[tuple[Any, ...], list[float]] = {}
     for start in range(0, len(by_question), size):
         part = by_question[start : start + size]
@@ -121,27 +116,8 @@ def _score(
             )
             for question_id, own in part
         ]
-        if form is None:
-            verdict = first_use(
-                opened.model, groups, context.runtime.group_forward, teacher=False,
-                pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
-                limit=context.runtime.micro_batch_responses,
-            )  # fmt: skip
-            form = None if verdict is None else verdict.form
-        batch = make_rows(groups).to(device)
-        limit = context.runtime.micro_batch_responses or len(batch.spans)
-        values: list[float] = []
-        for first in range(0, len(batch.spans), limit):
-            piece = batch.part(first, min(first + limit, len(batch.spans)))
-            inputs, row_N, column_N = group_inputs(
-                opened.model, piece, form=form or "repeat", teacher=False, pad=opened.ids.pad,
-                device=device,
-            )  # fmt: skip
-            _, logp_N = student(inputs, row_N, column_N, piece.targets_N, None, None, settings)
-            values += logp_N.tolist()
-        for g, (_, own) in enumerate(part):
-            for j, row in enumerate(own):
-                first, last = batch.spans[batch.row_of[g][j]]
-                known[tuple(row[name] for name in KEY_COLUMNS)] = values[first:last]
+        for (_, own), scores in zip(part, scorer(groups), strict=True):
+            for row, values in zip(own, scores, strict=True):
+                known[tuple(row[name] for name in KEY_COLUMNS)] = values
     keys = [{name: row[name] for name in KEY_COLUMNS} for row in rows]
     return [{**key, "reference_logprobs": known.get(tuple(key.values()), [])} for key in keys]
