@@ -170,7 +170,7 @@ class _Phase:
             for served in self.method.responses.served
             if served.model == version.model
         }
-        found = tuple(ServedRatio(ratio=r, name=names[r]) for r in ratios if r in names)
+        found = tuple(ServedRatio(ratio=r, model=names[r]) for r in ratios if r in names)
         return found or None
 
     def judged_and_scored(self, source: Side, suffix: str, responses: str) -> dict[str, str]:

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from masters.recipe import AccuracyRule, Mask, Method, ModelSource, Phase, Recipe
 
 
+#: Arguments of ``vllm.LLM`` that are no runtime settings.
+_NOT_RUNTIME = frozenset(
+    {
+        "model", "tokenizer", "revision", "dtype", "quantization", "kv_cache_dtype",
+        "generation_config", "override_generation_config", "logprobs_mode", "hf_overrides", "seed",
+        "enable_lora", "speculative_config",
+    }
+)  # fmt: skip
+
+
 def _wrong(at: tuple[str | int, ...], said: str) -> PydanticCustomError:
     return PydanticCustomError("said", "{said}", {"at": at, "said": said})
 
@@ -152,6 +162,13 @@ def _engines(recipe: Recipe) -> None:
     """The engine can be had, and a server has a name for all that it will be asked for."""
     responses, runtime = recipe.method.responses, recipe.runtime
     at = ("method", "responses")
+    for key in runtime.vllm.options if runtime.vllm else ():
+        if key in _NOT_RUNTIME:
+            raise _wrong(
+                ("runtime", "vllm", "options", key),
+                "is set, but it is more than a way to run: it changes what is computed; expected "
+                "the recipe's models, precision and sampling to say it",
+            )
     addresses = {"vllm": runtime.vllm, "server": runtime.server}
     example = {"vllm": "python=/opt/vllm/bin/python", "server": "url=http://localhost:8000/v1"}
     engine = responses.engine

@@ -40,3 +40,5 @@ class Vllm(Section):
     """It counts as hung when a model takes longer to load."""
     answer_seconds: Positive = 3600.0
     """It counts as hung when a shard takes longer."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further arguments of ``vllm.LLM``, stronger than ours: enable_chunked_prefill: false, say."""

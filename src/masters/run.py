@@ -40,7 +40,7 @@ from masters.specs import (
     TinyInit,
     TrainSpec,
 )
-from masters.stages.preflight import check, check_servers
+from masters.stages.preflight import check, check_engines, check_servers
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
@@ -179,6 +179,7 @@ def _run_plans(
     check((opened[task.folder] for task in todo), images_checked=at_most)
     if not (plans[0].out / VERDICTS).exists():  # kept verdicts may be all that is needed
         check_servers((task.name, task.spec, task.runtime) for task in todo)
+    check_engines((task.name, task.spec, task.runtime) for task in todo)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

@@ -133,10 +133,13 @@ class MaskSpec(Spec):
 
 
 class ServedRatio(Spec):
-    """What a server calls a model at one masking ratio (per 10,000)."""
+    """What a server calls a model at one masking ratio (per 10,000).
+
+    Not ``name``: names are labels of ours, which fingerprints leave out.
+    """
 
     ratio: int
-    name: str
+    model: str
 
 
 class GenerateSpec(Spec):

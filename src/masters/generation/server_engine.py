@@ -16,6 +16,7 @@ from masters.serving import ChatRequest, ChatResult, Server
 from masters.serving.chat import picture
 
 Messages = tuple[Mapping[str, Any], ...]
+_PART = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class ServerEngine:
         server: where the model is served.
         tokenizer: the student's and the teacher's, which have their ids in common.
         end: the id that ends a response that stopped by itself.
-        logprobs: ask for each token's log-probability.
+        logprobs: ask for each token's log-probability, to compare them. A response is then cut to
+            the first tokens that the server and its text's ids agree about: a text may be cut into
+            tokens in more ways than the one in which it was sampled.
     """
 
     def __init__(self, server: Server, tokenizer: Any, *, end: int, logprobs: bool = False) -> None:
@@ -132,23 +135,24 @@ class ServerEngine:
     ) -> Completion:
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         ids = [*encoded["input_ids"], *([self._end] if finish == "stop" else [])]
+        logprobs = None if tokens is None else self._agreed(ids, tokens)
         return Completion(
-            token_ids=ids,
-            logprobs=self._aligned(ids, text, tokens),
+            token_ids=ids if logprobs is None else ids[: len(logprobs)],
+            logprobs=logprobs,
             text=text.strip(),
             finish=finish,
             seed=seed,
         )
 
-    def _aligned(
-        self, ids: Sequence[int], text: str, tokens: Sequence[tuple[str, float]] | None
-    ) -> list[float] | None:
-        """The server's log-probs, where its tokens are the ids that its text gave."""
-        if tokens is None or len(tokens) != len(ids):
-            return None
-        ended = bool(ids) and ids[-1] == self._end
-        said = "".join(token for token, _ in (tokens[:-1] if ended else tokens))
-        return [logprob for _, logprob in tokens] if said == text else None
+    def _agreed(self, ids: Sequence[int], tokens: Sequence[tuple[str, float]]) -> list[float]:
+        """The log-probs of the first tokens that both cut the text into."""
+        agreed: list[float] = []
+        for token, (said, logprob) in zip(ids, tokens, strict=False):
+            # Part of a character looks like any other part of one.
+            if _PART in said or self._tokenizer.decode([token]) != said:
+                break
+            agreed.append(logprob)
+        return agreed
 
 
 def beyond_the_interface(sampling: Sampling) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def _chat(job: Job, index: int, keys: tuple[SampleKey, ...]) -> ChatQuestion:
 
 
 def _server(job: Job) -> _Server:
-    names = {served.ratio: served.name for served in job.spec.served or ()}
+    names = {served.ratio: served.model for served in job.spec.served or ()}
     opened = _described(job)
     notes = EngineNotes(job.context.folder, "server")
     engines: dict[int, ServerEngine] = {}
@@ -342,6 +342,7 @@ class _Vllm:
                 "generation_config": "vllm",  # nothing of the checkpoint's own merges in
                 "logprobs_mode": "raw_logprobs",
                 "seed": 0,
+                **vllm.options,
             },
             tokenizer=self.opened.processor.tokenizer,
             ids=self.opened.ids,
