@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_nothing_compared_is_not_the_same() -> None:
 
 
 def pair(theirs: list[int], ours: list[int], a: list[float], b: list[float]) -> GreedyPair:
-    return GreedyPair(theirs=theirs, ours=ours, theirs_logprobs=a, ours_logprobs=b)
+    return GreedyPair(theirs=theirs, ours=ours, theirs_logprobs=a, ours_logprobs=b, sure=len(ours))
 
 
 def test_greedy_answers_are_compared_where_they_first_differ() -> None:
@@ -48,6 +49,10 @@ def test_greedy_answers_are_compared_where_they_first_differ() -> None:
     assert compare_greedy([equal, tie], "fp32").same
     found = compare_greedy([equal, tie, other], "bf16")
     assert not found.same and found.difference == pytest.approx(2.501 / 3)
+    unsure = replace(other, sure=0)
+    assert compare_greedy([equal, unsure], "fp32").compared == 1, "nothing can be said of it"
+    later = replace(tie, sure=1)
+    assert later.gap == 0.0, "they differ behind what is sure"
     shorter = pair([1], [1, 2], [-1], [-1, -1])
     assert shorter.gap == 0.0, "one was cut or ended on text that says the same"
 

@@ -77,12 +77,20 @@ def compare_logprobs(
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyPair:
-    """A greedy answer of the engine and our own, each with its log-probs under *our* model."""
+    """A greedy answer of the engine and our own, each with its log-probs under *our* model.
+
+    Args:
+        theirs: ids of its text.
+        ours: ids of our answer's text, tokenised anew as theirs was.
+        sure: so many first ids of ``ours`` are those that were chosen. A text may be cut into
+            other tokens than those it was made of; behind such a place nothing is compared.
+    """
 
     theirs: Sequence[int]
     ours: Sequence[int]
     theirs_logprobs: Sequence[float]
     ours_logprobs: Sequence[float]
+    sure: int
 
     @property
     def gap(self) -> float:
@@ -90,7 +98,8 @@ class GreedyPair:
 
         Up to there both were read after the same tokens, so the two log-probs can be compared.
         """
-        for place, (a, b) in enumerate(zip(self.theirs, self.ours, strict=False)):
+        pairs = zip(self.theirs, self.ours[: self.sure], strict=False)
+        for place, (a, b) in enumerate(pairs):
             if a != b:
                 return abs(self.ours_logprobs[place] - self.theirs_logprobs[place])
         return 0.0
@@ -101,7 +110,7 @@ def compare_greedy(pairs: Sequence[GreedyPair], precision: str) -> Finding:
 
     The answers' texts are tokenised anew on both sides, so that only what they say counts.
     """
-    gaps = [pair.gap for pair in pairs]
+    gaps = [pair.gap for pair in pairs if pair.sure]
     return Finding(
         rule="text",
         compared=len(gaps),

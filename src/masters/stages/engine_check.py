@@ -257,26 +257,43 @@ def _by_text(
     drawn = engine.generate(requests, replace(sampling, max_new_tokens=short))
     theirs = [own[0] for own in sample.greedy]
     _check_sampling(sample, ours=_share_alike(drawn))
+    chosen = {i: own.token_ids for i, own in zip(sample.indices, ours, strict=True)}
     tokenizer, end = opened.processor.tokenizer, opened.ids.end[0]
-    pairs = [
-        (index, [_read_again(tokenizer, answer, end) for answer in both])
-        for index, *both in zip(sample.indices, theirs, ours, strict=True)
-        if both[0].finish != "failed"
-    ]
+    pairs = []
+    for index, server, own in zip(sample.indices, theirs, ours, strict=True):
+        if server.finish != "failed":
+            # Kept apart from the text, and by some servers cut off.
+            raw = tokenizer.decode(own.token_ids, skip_special_tokens=True)
+            lead = raw[: len(raw) - len(raw.lstrip())]
+            both = [_read_again(tokenizer, lead, answer, end) for answer in (server, own)]
+            pairs.append((index, both))
+    pairs = [pair for pair in pairs if all(pair[1])]
     scores = _scored(spec, context, opened, prompts, pairs, opened.ids.vocabulary)
     return compare_greedy(
         [
-            GreedyPair(theirs=a, ours=b, theirs_logprobs=of_a, ours_logprobs=of_b)
-            for (_, (a, b)), (of_a, of_b) in zip(pairs, scores, strict=True)
+            GreedyPair(
+                theirs=a,
+                ours=b,
+                theirs_logprobs=of_a,
+                ours_logprobs=of_b,
+                sure=_alike_until(b, chosen[index]),
+            )
+            for (index, (a, b)), (of_a, of_b) in zip(pairs, scores, strict=True)
         ],
         spec.precision,
     )
 
 
-def _read_again(tokenizer: Any, answer: Completion, end: int) -> list[int]:
-    """The ids of the answer's text, as a server's text is read."""
-    encoded = tokenizer(answer.text, add_special_tokens=False, split_special_tokens=True)
+def _read_again(tokenizer: Any, lead: str, answer: Completion, end: int) -> list[int]:
+    """The ids of the answer's text behind the white space it begins with."""
+    encoded = tokenizer(lead + answer.text, add_special_tokens=False, split_special_tokens=True)
     return [*encoded["input_ids"], *([end] if answer.finish == "stop" else [])]
+
+
+def _alike_until(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first ids are the same."""
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
 def _share_alike(drawn: Sequence[Sequence[Completion]]) -> float:
