@@ -29,8 +29,8 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture", "calibrate", "data", "decisions", "families", "gpu", "judge", "masks",
-            "methods", "serving",
+            "architecture", "calibrate", "data", "decisions", "engines", "families", "gpu", "judge",
+            "masks", "methods", "serving",
         )
     ),
 )
