@@ -63,7 +63,9 @@ class ModelServer:
         if self._refuse in body:
             return 400, {"error": {"message": f"unknown field {self._refuse}"}}
         content = body["messages"][-1]["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[Any] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        )
         files = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in files]
         question = Question(id="q", text=parts[-1]["text"], images=tuple("x" for _ in images))
