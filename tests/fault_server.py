@@ -32,6 +32,7 @@ class FaultServer:
         asked: (time, question) of every request that came.
         answered: how often each question was answered in full.
         most_open: the largest number of requests at one time.
+        says: what it answers to a question.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FaultServer:
         self.hold = hold
         self.clock = clock
         self.listing: Act = "list"
+        self.says: Callable[[str], str] = lambda question: f"answer to {question}"
         self.asked: list[tuple[float, str]] = []
         self.answered: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
@@ -189,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _reply(self, question: str, **changes: Any) -> bytes:
-        message = {"role": "assistant", "content": f"answer to {question}"}
+        message = {"role": "assistant", "content": self.owner.says(question)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return json.dumps({"model": self.owner.served, "choices": [choice], **changes}).encode()
 

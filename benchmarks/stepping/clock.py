@@ -46,6 +46,23 @@ def spread(values: list[float]) -> list[float]:
     return [median(values), min(values), max(values)]
 
 
+def device_now(device: torch.device) -> float:
+    """Wall time once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def repeated(device: torch.device, work: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each repeat on a device, after one that warms up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = device_now(device)
+        work()
+        seconds.append(device_now(device) - begin)
+    return seconds[1:]
+
+
 def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
     """FLOP/s of square float32 matrix products."""
     a, b = torch.randn(2, size, size)

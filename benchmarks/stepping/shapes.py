@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +119,33 @@ def random_model(size: Size, vocabulary: int, *, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+
+
+def published_model(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, layers: int | None = None
+) -> Any:
+    """A Qwen3-VL of a published shape with random weights, drawn on the device.
+
+    Its special ids are those of `question`.
+
+    Args:
+        folder: with its ``config.json``.
+        dtype, device: of its weights; there is no copy elsewhere.
+        layers: of the language model; None: as many as it has.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    from masters.models.load import load_config
+
+    config = load_config(str(folder))
+    config.image_token_id, config.video_token_id = IMAGE, VIDEO
+    config.vision_start_token_id, config.vision_end_token_id = START, END
+    if layers is not None:
+        config.text_config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    return model.to(device).eval()
 
 
 def question(case: Case, *, seed: int = 0) -> Group:

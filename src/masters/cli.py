@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from masters.benchmark_cli import app as benchmark_app
 from masters.errors import MastersError
 from masters.plan import Plan, make_plan, read_plan
 from masters.recipe import load_recipe
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Distil a large vision-language model into a compact one.",
 )
+app.add_typer(benchmark_app, name="benchmark")
 
 RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")]
 ProfileOpt = Annotated[
@@ -359,6 +361,41 @@ def calibrate(
 
 
 @app.command()
+def speed(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Model folders, stages' folders, hub names, tiny presets; or a recipe, for its "
+            "student and teachers."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Questions, as data.test takes them; else rendered scenes.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Decoded for each question.")] = 64,
+    batches: Annotated[str, typer.Option(help="Questions at a time, parted by commas.")] = "1,8",
+    repeats: Annotated[int, typer.Option(help="Timed repeats.")] = 5,
+    warm_up: Annotated[int, typer.Option(help="Repeats before them that are not timed.")] = 1,
+    as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/speed"),
+) -> None:
+    """Time to the first token, tokens a second and memory of one or several models."""
+    from masters.evaluation.speed import speed_sheet
+    from masters.measuring.output import form_of, print_sheet
+    from masters.measuring.speed import measure_speed, read_load
+    from masters.measuring.speed_subjects import find_subjects
+
+    form = form_of(as_json=as_json, markdown=markdown)
+    load = read_load(tokens=tokens, batches=batches, repeats=repeats, warm_up=warm_up)
+    subjects = find_subjects(models, data=data, profile=profile, overrides=set_ or ())
+    found = measure_speed(subjects, load, out, ["masters", *sys.argv[1:]])
+    print_sheet(speed_sheet(found), found.as_json(), form, Console())
+
+
+@app.command()
 def show(
     stage: Annotated[
         str, typer.Argument(help="A stage's name, such as generate/0-teacher/student.")
@@ -400,7 +437,7 @@ def _run_kind(made: Plan, kind: str, jobs: int | None) -> None:
 
     names = [stage.name for stage in made.stages if stage.kind == kind]
     if not names:
-        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do")
+        _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do", markup=False)
         return
     run_plan(made, until=names, jobs=jobs)
 
@@ -438,9 +475,9 @@ def _show_report(plans: Sequence[Plan], began: float) -> None:
 
         console.print(terminal_table(json.loads(path.read_text(encoding="utf-8"))))
         for name in ("report.html", "report.json"):
-            console.print(f"{folder / name}", soft_wrap=True, highlight=False)
+            console.print(f"{folder / name}", markup=False, soft_wrap=True, highlight=False)
     for line in missing_lines(plans):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"{minutes} min {seconds} s", highlight=False)
 

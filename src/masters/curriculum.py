@@ -112,6 +112,14 @@ def pairs(
     return distinct(np.stack([indices, ratios], axis=1))
 
 
+def count_pairs(schedule: Schedule, n_questions: int, start: int, stop: int) -> int:
+    """How many rows `pairs` has; within an epoch none is made, for no question comes twice."""
+    size = schedule.questions_per_step
+    if iterations(n_questions, schedule) * size <= n_questions:
+        return (stop - start) * size
+    return len(pairs(schedule, n_questions, start, stop))
+
+
 def distinct(pairs_P2: np.ndarray) -> np.ndarray:
     """The pairs without repetitions, by first use.
 

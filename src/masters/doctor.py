@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from masters.artifacts import atomic_write_text, is_done
 from masters.errors import StageError
@@ -43,11 +44,11 @@ def print_doctor(console: Console, verify: Path | None) -> None:
     """
     table = Table("what", "found", box=None, pad_edge=False)
     for what, found in facts():
-        table.add_row(what, found)
+        table.add_row(what, Text(found))
     console.print(table)
     if verify is not None:
         for line in verify_models(verify):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def facts() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from masters.ratios import ratio_text
 from masters.run import REPORT, report_is_done
 
 if TYPE_CHECKING:  # its module imports torch, which plans do without
+    from masters.signal_sizes import SignalSize
     from masters.sizes import ModelSize, PlanSizes
 
 _COLOURS = {"done": "green", "to do": "yellow"}
@@ -107,7 +108,15 @@ def sizes_tables(sizes: PlanSizes) -> RenderableType:
         f"({responses['teacher']:,} by teachers, {responses['student']:,} by the student), "
         f"{sizes.steps:,} optimiser steps"
     )
-    return Group(Text(), table, Text(), work)
+    return Group(Text(), table, Text(), work, *map(_signal_line, sizes.signals))
+
+
+def _signal_line(signal: SignalSize) -> Text:
+    head = f", beside the student {byte_text(signal.memory_bytes)} of the teacher's head"
+    return Text(
+        f"{signal.stage}: {byte_text(signal.bytes_per_token)} a token ({signal.signal}), at most "
+        f"{byte_text(signal.disk_bytes)} on disk{head if signal.memory_bytes else ''}"
+    )
 
 
 def _titled(model: ModelSize) -> str:

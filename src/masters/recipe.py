@@ -211,9 +211,13 @@ class AccuracyRule(Section):
     """Eq. 6: is a response right? By rule, or by an LLM judge."""
 
     kind: Literal["rule", "judge"] = "rule"
-    rule: Literal["exact", "normalised", "numeric", "choice", "auto"] = "auto"
+    rule: Literal[
+        "exact", "normalised", "numeric", "choice", "yes_no",
+        "relaxed", "anls", "vqa", "quantity", "list", "set", "auto",
+    ] = "auto"  # fmt: skip
     """auto: choice where there are choices, numeric where the label is one,
-    content where labels are worded in several ways, else normalised."""
+    content where labels are worded in several ways, else normalised.
+    relaxed (ChartQA), anls (DocVQA) and vqa (VQA v2) are those benchmarks' own."""
     judge: Judge | None = None
     """Who judges, with kind: judge; null: a rule does."""
 
@@ -391,7 +395,8 @@ class Runtime(Section):
     """Threads that read and encode coming questions; 0: done when they are needed."""
     feature_cache_gb: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Host memory (GB) for the features of pictures that frozen vision towers make: the teacher's,
-    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none."""
+    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none, and
+    each answer to a prompt encodes its picture anew."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
     server: ServerAddress | None = None

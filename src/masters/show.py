@@ -14,6 +14,7 @@ from rich.text import Text
 from masters.artifacts import VERDICTS
 from masters.data.tables import ANSWERS, RESPONSES, REWARDS, SCORES, list_shards, read_shard
 from masters.errors import MastersError, StageError
+from masters.shown import shown
 from masters.specs import JudgeSpec, ModelRef, TinyInit
 
 if TYPE_CHECKING:
@@ -345,8 +346,8 @@ def _say_nothing_stored(plan: Plan, stage: Stage, question_id: str, console: Con
 
 
 def line(console: Console, name: str, value: str) -> None:
-    """Prints one named value as it is."""
-    console.print(Text.assemble((f"{name:<11}", "dim"), value), soft_wrap=True)
+    """Prints one named value as it is, but for what would steer the terminal."""
+    console.print(Text.assemble((f"{name:<11}", "dim"), shown(value)), soft_wrap=True)
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from masters import lineage
-from masters.curriculum import iterations
+from masters.curriculum import count_pairs
 from masters.models.checkpoint import checkpoint_tensors
 from masters.models.families import Family, family_of
 from masters.models.layers import maskable_layers, meta_model
@@ -24,6 +24,7 @@ from masters.parts import PARTS
 from masters.phases import phase_name
 from masters.plan import Plan
 from masters.recipe import ModelSource, Phase
+from masters.signal_sizes import SignalSize, signal_sizes
 from masters.specs import GenerateSpec, TrainSpec
 from masters.stages.generate import planned_pairs
 
@@ -70,7 +71,8 @@ class ModelSize:
         path: as the recipe has it; ``tiny:PRESET`` for a tiny one.
         parameters: of the whole model; a tied head counts once, as the embedding.
         parts: the same by language, projector, vision and other (the head, mostly).
-        head_rows: tokens that the output head scores, padding included.
+        head_rows, head_width: tokens that the output head scores, padding included, and how wide
+            the hidden states are.
         checkpoint_bytes: of the files that are here; else as the configuration's dtype stores it.
         masked: a teacher's, phase by phase; empty where no phase masks it.
         training_bytes: the student's weights, gradients and moments, as much of it as is trained;
@@ -84,6 +86,7 @@ class ModelSize:
     parameters: int
     parts: Mapping[str, int]
     head_rows: int
+    head_width: int
     checkpoint_bytes: int
     largest: LargestTensor
     masked: tuple[Masked, ...] = ()
@@ -99,21 +102,27 @@ class PlanSizes:
         questions: training questions.
         responses: to generate for training, by who gives them.
         steps: optimiser steps of the phases.
+        signals: what the teachers' stored signals take; none where teachers are live.
     """
 
     models: tuple[ModelSize, ...]
     questions: int
     responses: Mapping[str, int]
     steps: int
+    signals: tuple[SignalSize, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values: ``models`` and ``totals``."""
+        """JSON values: ``models``, ``signals`` and ``totals``."""
         totals = {
             "questions": self.questions,
             "responses": {**self.responses, "all": sum(self.responses.values())},
             "optimiser_steps": self.steps,
         }
-        return {"models": [asdict(model) for model in self.models], "totals": totals}
+        return {
+            "models": [asdict(model) for model in self.models],
+            "signals": [asdict(signal) for signal in self.signals],
+            "totals": totals,
+        }
 
 
 def plan_sizes(plan: Plan) -> PlanSizes:
@@ -152,6 +161,7 @@ def plan_sizes(plan: Plan) -> PlanSizes:
             for stage in plan.stages
             if isinstance(stage.spec, TrainSpec) and stage.name.startswith("train/")
         ),
+        signals=tuple(signal_sizes(plan, {model.name: model for model in models})),
     )
 
 
@@ -177,14 +187,15 @@ def model_size(
     parameters = dict(model.named_parameters())
     total = sum(parameter.numel() for parameter in parameters.values())
     largest, weight = max(parameters.items(), key=lambda item: item[1].numel())
-    student = role == "student"
+    student, head = role == "student", model.get_output_embeddings().weight
     return ModelSize(
         name=source.name,
         role=role,
         path=source.path or f"tiny:{source.tiny}",
         parameters=total,
         parts=_by_part(parameters, family_of(model)),
-        head_rows=model.get_output_embeddings().weight.shape[0],
+        head_rows=head.shape[0],
+        head_width=head.shape[1],
         checkpoint_bytes=(
             total * stored.itemsize
             if folder is None
@@ -284,11 +295,9 @@ def _responses(plan: Plan) -> dict[str, int]:
 
 def _asked(spec: GenerateSpec, n_questions: int) -> int:
     """How many (question, ratio) pairs the stage asks."""
-    size = spec.schedule.questions_per_step
-    once = iterations(n_questions, spec.schedule) * size <= n_questions
-    if once and not spec.on_full_cross:
-        return (spec.stop - spec.start) * size  # within one epoch no question comes twice
-    return len(planned_pairs(spec, n_questions))
+    if spec.on_full_cross:
+        return len(planned_pairs(spec, n_questions))
+    return count_pairs(spec.schedule, n_questions, spec.start, spec.stop)
 
 
 class _FullTokenizer:

@@ -24,13 +24,13 @@ from masters.recipe import (
 )
 
 NUMERICS: dict[str, int] = {
-    "train": 1,
+    "train": 2,
     "mask": 1,
     "generate": 2,
-    "judge": 1,
+    "judge": 3,
     "score": 1,
     "signal": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from masters.artifacts import is_done, read_record
 from masters.plan import Plan, Stage
+from masters.shown import shown
 
 
 def verdict_table(plan: Plan) -> Table | None:
@@ -20,7 +22,9 @@ def verdict_table(plan: Plan) -> Table | None:
         first = (stage.name, ", ".join(metrics.get("judges", ())))
         for reason, count in Counter(metrics["reasons"]).most_common():
             verdict = "missing" if missing.get(reason) else ""
-            table.add_row(*first, reason or "-", verdict, f"{count:,}")
+            cells = (*first, reason or "-", verdict, f"{count:,}")
+            # A reason may hold a server's words, a judge's name anything at all.
+            table.add_row(*(Text(shown(cell)) for cell in cells))
             first = ("", "")
     return table if table.row_count else None
 
@@ -38,7 +42,7 @@ def missing_lines(plans: Iterable[Plan]) -> list[str]:
                     f"{stage.name}: {metrics['missing']:,} of {metrics['responses']:,} responses "
                     f"({share:.1%}) have no verdict and left their groups: {said}"
                 ] = None
-    return list(lines)
+    return [shown(one) for one in lines]
 
 
 def _judged(plan: Plan) -> Iterator[tuple[Stage, dict[str, Any]]]:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from masters.generation.engine import Request, TransformersEngine
+from masters.generation.sampling import SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, pad_rows
 from masters.models.families import FAMILIES, family_of
 from masters.models.feature_cache import (
@@ -19,7 +21,7 @@ from masters.models.feature_cache import (
     cacheable,
     feature_cache,
 )
-from masters.models.load import TokenIds, load_model
+from masters.models.load import TokenIds, load_model, load_processor
 from masters.models.trainable import freeze_parts
 from masters.parts import PARTS, Part
 from masters.teachers.masked import MaskedTeacher
@@ -96,6 +98,45 @@ def test_kept_features_are_the_features(
     assert cache.counts.misses == pictures == len(groups) - 1
     assert runs.layers == pictures
     assert store.held > 0 and cache.counts.seconds_saved > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_samples_of_a_prompt_share_its_picture(tmp_path: Path, family: str) -> None:
+    """Generated ids are those without a cache, log-probs to rounding; prompts without kept
+    features encode each picture once a call, kept ones once at all."""
+    model, ids, groups = opened(tmp_path, family)
+    model.eval().requires_grad_(False)
+    requests = [
+        Request(
+            prompt=group.student_prompt,
+            keys=tuple(
+                SampleKey(seed=0, question_id=group.question_id, source="student", ratio=0,
+                          round=0, sample=sample)
+                for sample in range(3)
+            ),
+        )
+        for group in groups
+    ]  # fmt: skip
+    sampling = Sampling(
+        temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.05, max_new_tokens=6
+    )
+
+    def answered(features: FeatureCache | None) -> tuple[list[list[int]], torch.Tensor]:
+        engine = TransformersEngine(
+            model, load_processor(str(tmp_path)), ids, batch_rows=6, features=features
+        )
+        found = [one for every in engine.generate(requests, sampling) for one in every]
+        logps = torch.tensor([value for one in found for value in one.logprobs])
+        return [one.token_ids for one in found], logps
+
+    expected, expected_N = answered(None)
+    for room, encoded in ((0, 2 * len(groups)), (1 << 30, len(groups))):
+        cache, _ = attached(model, room)
+        for _ in range(2):
+            found, logp_N = answered(cache)
+            assert found == expected
+            assert (logp_N - expected_N).abs().max() < 1e-4
+        assert cache.counts.misses == encoded
 
 
 def test_encoded_alone_differs_by_rounding(student: Tiny, teacher: Tiny) -> None:

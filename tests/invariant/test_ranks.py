@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from masters.training.groups import Group, Response
 
 from .conftest import Tiny, load_tiny, make_groups
 from .test_step import distance, gradient
+from .two_ranks import on_two_ranks
 
 
 def identical(groups: list[Group]) -> list[Group]:
@@ -37,10 +36,7 @@ def identical(groups: list[Group]) -> list[Group]:
     return made
 
 
-def rank_main(rank: int, port: int, folders: tuple[Path, Path], out: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def rank_main(rank: int, folders: tuple[Path, Path]) -> dict[str, Any]:
     student, teacher = load_tiny(folders[0]), load_tiny(folders[1])
     groups = make_groups(student, teacher)
     counts = torch.tensor([len(groups[rank::2])])
@@ -52,21 +48,14 @@ def rank_main(rank: int, port: int, folders: tuple[Path, Path], out: Path) -> No
     _, sums = gradient(student, teacher, [identical(groups)[rank::2]], micro_batch=2, questions=8)
     silent = torch.tensor([sums.silent_groups])
     dist.all_reduce(silent)
-    if rank == 0:
-        torch.save({"grads": grads, "silent": int(silent)}, out)
-    dist.destroy_process_group()
+    return {"grads": grads, "silent": int(silent)}
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(
     student: Tiny, teacher: Tiny, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = tmp_path / "grads.pt"
-    mp.spawn(rank_main, args=(port, folders, out), nprocs=2)  # pyright: ignore
-    ranks = torch.load(out, weights_only=True)
+    ranks = on_two_ranks(rank_main, tmp_path, folders)[0]
     whole, _ = gradient(
         student, teacher, [make_groups(student, teacher)], micro_batch=8, questions=8
     )

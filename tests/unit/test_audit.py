@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from math import isnan
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from masters.audit.agreement import agreements
+from masters.audit.agreement import Agreement, agreement_table, agreements
 from masters.audit.command import audit
 from masters.audit.marks import keep_mark, read_answers, read_marks
 from masters.audit.sample import Sample, allocate, draw
 from masters.data.scenes import SceneQuestions
-from masters.data.tables import RESPONSES, REWARDS, shard_name, write_shard
+from masters.data.tables import RESPONSES, REWARDS, read_shard, shard_name, write_shard
 from masters.errors import DataError, StageError
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe
+from masters.rewards.rules.verdicts import Verdict
 from tests.running import fails
 
 COUNT = 60
@@ -81,7 +83,7 @@ def test_the_draw_is_its_seeds(plan: Plan) -> None:
 
 
 def test_shares() -> None:
-    a, b, c = ("student", 0.0), ("student", 1.0), ("teacher", 1.0)
+    a, b, c = ("student", False), ("student", True), ("teacher", True)
     assert allocate({a: 70, b: 29, c: 1}, 10) == {a: 7, b: 2, c: 1}
     assert allocate({a: 68, b: 32}, 10) == {a: 7, b: 3}
     assert allocate({a: 2, b: 1}, 10) == {a: 2, b: 1}
@@ -108,7 +110,8 @@ def test_agreement_with_a_person_who_knows(plan: Plan) -> None:
     judge, rule, both = agreements(sample.items, truth(sample))
     assert (rule.first, rule.second, both.first, both.second) == ("rule", "person", "judge", "rule")
     assert judge.n == rule.n == len(sample.items) - 1 and both.n == len(sample.items)
-    assert rule.kappa == pytest.approx((1, 1, 1)) and rule.counts[0][1] == rule.counts[1][0] == 0
+    assert rule.kappa[0] == 1 and isnan(rule.kappa[1])
+    assert rule.counts[0][1] == rule.counts[1][0] == 0
     fooled = sum(item.reward != item.rule for item in sample.items)
     assert judge.counts[0][1] in (fooled, fooled - 1) and judge.counts[1][0] == 0
     assert 0 < judge.kappa[1] < judge.kappa[0] < judge.kappa[2] < 1
@@ -164,6 +167,49 @@ def test_marks_from_a_file(plan: Plan, tmp_path: Path) -> None:
     kept = (plan.out / "audit" / "marks.jsonl").read_text()
     printed(plan, 30, answers=answers)
     assert (plan.out / "audit" / "marks.jsonl").read_text() == kept, "the same marks are kept once"
+
+
+def test_a_file_from_an_editor(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"item": "abc", "mark": "right"}\r\n', encoding="utf-8-sig")
+    assert read_answers(path) == {"abc": "right"}
+    path.write_bytes('{"item": "abc", "mark": "right"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match="it is no UTF-8"):
+        read_answers(path)
+
+
+def test_a_graded_rule_does_not_make_the_sample_larger(plan: Plan) -> None:
+    for path in (plan.stage("judge/0-teacher/student").folder / "rewards").glob("*.parquet"):
+        rows = read_shard(path, REWARDS).to_pylist()
+        marks = [{**row, "reward": number / len(rows)} for number, row in enumerate(rows)]
+        write_shard(path, marks, REWARDS)
+    assert len(draw(plan, 10, plan.seed).items) <= 10
+
+
+def test_what_the_rule_cannot_judge_has_no_view_of_a_rule(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> Verdict:
+        raise DataError("label 'x' is none of its choices")
+
+    monkeypatch.setattr("masters.audit.sample.verify", cannot)
+    items = draw(plan, 10, plan.seed).items
+    assert [item.rule for item in items] == [None] * len(items)
+    found = agreements(items, {item.id: "right" for item in items})
+    assert [one.n for one in found] == [len(items), 0, 0]
+    assert "judge and rule" in printed(plan, 10)
+
+
+def test_all_of_one_kind_have_no_interval() -> None:
+    for counts in (((3, 0), (0, 4)), ((0, 4), (0, 6)), ((3, 0), (5, 0))):
+        one = Agreement(first="a", second="b", counts=counts)
+        kappa, low, high = one.kappa
+        assert not isnan(kappa) and isnan(low) and isnan(high)
+        assert one.as_json()["low"] is None
+        console = Console(width=200)
+        with console.capture() as capture:
+            console.print(agreement_table([one]))
+        assert "-0.00" not in capture.get() and capture.get().split()[-1] == "-"
 
 
 def test_a_torn_mark_is_forgotten_and_a_false_one_named(plan: Plan, tmp_path: Path) -> None:

@@ -111,3 +111,39 @@ def test_it_measures_the_step_of_training(stepping: Any, form: Form) -> None:
         settings=settings, questions=1, sums=StepSums(),
     )  # fmt: skip
     assert ways.apart(models.gradients(), measured) < 1e-6
+
+
+_FOREIGN = """
+import loguru
+import sacrebleu
+from lmms_eval.tasks._task_utils.file_utils import nothing
+
+
+def relaxed_correctness(prediction, target):
+    return prediction == target
+"""
+
+
+def test_verifiers_are_compared_with_a_toolkit_and_differences_want_a_reason(
+    tmp_path: Path,
+) -> None:
+    # A toolkit of one function, in a package whose own start would fail.
+    package = tmp_path / "lmms_eval"
+    (package / "tasks" / "chartqa").mkdir(parents=True)
+    (package / "tasks" / "_task_utils").mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError")
+    (package / "tasks" / "_task_utils" / "file_utils.py").write_text("nothing = None")
+    (package / "tasks" / "chartqa" / "utils.py").write_text(_FOREIGN)
+    words = ["--lmms-eval", str(tmp_path), "--cases", "80", "--json", str(tmp_path / "out.json")]
+    script = [sys.executable, str(BENCHMARKS / "verifiers.py"), *words]
+    done = subprocess.run(script, env=environment(), capture_output=True, text=True)
+    rows = {row["theirs"]: row for row in read(tmp_path / "out.json")["comparisons"]}
+    chartqa = rows["lmms-eval: chartqa"]
+    assert chartqa["agree"] + sum(one["count"] for one in chartqa["differences"]) == 80
+    forms = {one["form"]: one for one in chartqa["differences"]}
+    assert forms["thousands separators"]["why"]
+    # Nobody has said why a number near the gold one should be wrong, so the status is 1.
+    assert not forms["within 5 %"]["why"]
+    assert done.returncode == 1 and "chartqa: within 5 %" in done.stderr
+    assert "No module named 'lmms_eval.tasks.mme'" in rows["lmms-eval: mme"]["skipped"]
+    assert rows["VLMEvalKit: DocVQA"]["skipped"] == "no folder given (--vlmeval)"

@@ -19,19 +19,23 @@ import masters.run
 from masters.calibration.teacher import find_subject
 from masters.cli import app
 from masters.data.sources import open_questions
+from masters.measuring.output import are_evaluations
+from masters.measuring.speed_subjects import find_subjects
 from masters.plan import Plan, make_plan
 from masters.recipe import Recipe, load_recipe, resolved_yaml
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = "tests/configs/SOURCES.md"
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture", "calibrate", "data", "decisions", "engines", "families", "gpu", "judge",
-            "masks", "methods", "serving",
-        )
+            "architecture", "benchmarks", "calibrate", "data", "decisions", "engines",
+            "evaluation", "families", "gpu", "judge", "judging", "masks", "methods", "serving",
+            "verifiers",
+        )  # fmt: skip
     ),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -128,11 +132,20 @@ def test_commands_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     verbs: Any = typer.main.get_command(app)
     for words in commands(page):
         verb = verbs.commands[words[0]]
+        if hasattr(verb, "commands"):
+            words = words[1:]
+            verb = verb.commands[words[0]]
         context = verb.make_context(words[0], list(words[1:]))
         given = context.params
         named = given.get("recipes") or ([given["recipe"]] if given.get("recipe") else [])
-        for recipe in named:
+        evaluations = words[0] == "compare" and are_evaluations(named)
+        for recipe in () if evaluations else named:
             load_recipe(recipe, given["profile"], given["set_"] or ())
+        if words[0] == "speed":
+            find_subjects(
+                given["models"], data=given["data"], profile=given["profile"],
+                overrides=given["set_"] or (),
+            )  # fmt: skip
         if words[0] == "calibrate":
             find_subject(
                 given["teacher"],
@@ -167,7 +180,7 @@ def test_rows_of_questions_are_read(page: str, tmp_path: Path) -> None:
         assert len(open_questions(source)) == turns // 2
 
 
-@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "tests/configs/SOURCES.md"))
+@pytest.mark.parametrize("page", (*PAGES, "docs/sizes.md", "docs/verifiers.md", CONFIGS))
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):

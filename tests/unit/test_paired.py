@@ -233,7 +233,9 @@ def test_mean_score_is_wilson_for_right_and_wrong_and_t_for_grades() -> None:
     assert mean_score([0.0, 0.5, 1.0]) == (0.5, 0.0, 1.0)
     # mean 0.6, s 0.1 sqrt(8 / 7), n 8: half width 2.364624 x 0.1069045 / sqrt(8)
     assert mean_score([0.5, 0.7] * 4) == pytest.approx((0.6, 0.6 - 0.0893743, 0.6 + 0.0893743))
-    assert mean_score([0.3]) == (0.3, 0.0, 1.0)
+    # no spread to go by: that of right and wrong answers with the same mean
+    assert mean_score([0.3]) == wilson(0.3, 1)
+    assert mean_score([0.3] * 9) == pytest.approx(wilson(2.7, 9))
     for scores in ([], [1.5], [-0.1, 1]):
         with pytest.raises(ValueError):
             mean_score(scores)

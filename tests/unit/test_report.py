@@ -69,6 +69,7 @@ def evaluated(
             finish = "length" if index == 1 else "stop"
             answers.append(
                 {"question_id": question.id, "ratio": ratio, "text": text, "correct": correct}
+                | {"score": float(correct)}
                 | {"kind": question.kind, "label": str(question.label), "finish": finish}
                 | {"score": float(correct), "fields": "{}"}
             )

@@ -317,6 +317,8 @@ def test_ctrl_c_stops_while_everything_hangs() -> None:
         asking = subprocess.Popen(
             [sys.executable, "-c", code, faulty.url],
             env=environment(), stderr=subprocess.PIPE, text=True,
+            # A job in the background is started deaf to interrupts, and so are its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         until = time.monotonic() + 60
         while not faulty.asked and time.monotonic() < until:

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
+from masters import curriculum
 from masters.cli import app
 from masters.data.scenes import scene_vocabulary
 from masters.models.load import load_model
@@ -23,7 +24,7 @@ from masters.plan import Plan, make_plan
 from masters.plan_view import byte_text
 from masters.recipe import Mask, ModelSource, Phase, load_recipe
 from masters.sizes import model_size, plan_sizes
-from masters.specs import GenerateSpec
+from masters.specs import GenerateSpec, SignalSpec
 from masters.stages.generate import planned_pairs
 from tests.running import environment
 
@@ -142,6 +143,47 @@ def test_responses_are_those_that_the_stages_plan(
     assert sizes.responses == expected
     assert sizes.questions == 96
     assert sizes.steps == plan.curriculum[-1].stop
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pairs"),
+    [
+        ((), 96),
+        # Two epochs of 6 steps under 5 ratios: a question comes twice, half of them at one ratio.
+        (("method.phases.0.epochs=2",), None),
+        (("method.responses.resample=mask_stage",), 96),
+    ],
+)
+def test_what_a_stored_signal_takes(
+    overrides: tuple[str, ...], pairs: int | None, tmp_path: Path
+) -> None:
+    """The tiny teacher is 128 wide in float32; each question has 4 + 4 responses of 8 tokens."""
+    assert plan_sizes(tiny_plan(tmp_path)).signals == ()
+    short = ("method.responses.max_new_tokens=8", *overrides)
+    plan = tiny_plan(tmp_path, "method.signal=hidden", *short)
+    sizes = plan_sizes(plan)
+    asked = pairs or sum(
+        len(curriculum.pairs(stage.spec.schedule, 96, stage.spec.start, stage.spec.stop))
+        for stage in plan.stages
+        if isinstance(stage.spec, SignalSpec)
+    )
+    rows = min(model.head_rows for model in sizes.models)
+    head, stages = 4 * 128 * rows, len(sizes.signals)
+    assert {one.bytes_per_token for one in sizes.signals} == {512}
+    assert {one.memory_bytes for one in sizes.signals} == {head}
+    assert sum(one.tokens for one in sizes.signals) == 64 * asked
+    assert sum(one.disk_bytes for one in sizes.signals) == 64 * asked * 512 + stages * head
+    bf16 = ("method.signal=topk", "method.signal_k=64", "method.optimiser.precision=bf16")
+    (kept, *_) = plan_sizes(tiny_plan(tmp_path, *bf16, *short)).signals
+    assert (kept.bytes_per_token, kept.memory_bytes) == (388, 0)
+    assert kept.disk_bytes == 388 * kept.tokens
+
+
+def test_a_stored_signal_is_shown() -> None:
+    shown = plans("masters", "--profile", "tiny", "--sizes", sets=["method.signal=hidden"])
+    # 6,400 questions, 8 responses of 16 tokens, and a head of 512 rows.
+    assert "signal/0-teacher: 512 bytes a token (hidden), at most 419.7 MB on disk" in shown
+    assert "beside the student 262.1 kB of the teacher's head" in shown
 
 
 @pytest.mark.parametrize("preset", TINY_SIZES)

@@ -83,6 +83,13 @@ def test_normalised() -> None:
     assert _verdict("normalised", "...", "a") == (0.0, "mismatch")
 
 
+def test_gold_answers_change_nothing_for_the_rules_of_one_label() -> None:
+    several = {"meta": {"answers": ["dog", "cat", "2"]}}
+    for rule in ("exact", "normalised", "numeric", "content", "auto"):
+        assert _verdict(rule, "cat", "dog", **several)[0] == 0.0
+        assert _verdict(rule, "dog", "dog", **several) == (1.0, "match")
+
+
 @pytest.mark.parametrize(
     ("text", "values"),
     [

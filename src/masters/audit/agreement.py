@@ -44,11 +44,15 @@ class Agreement:
 
     @property
     def kappa(self) -> tuple[float, float, float]:
-        """Cohen's kappa, low, high; NaN where both gave one and the same verdict throughout."""
+        """Cohen's kappa, low, high; NaN where both gave one and the same verdict throughout.
+
+        The bounds alone are NaN where they would lie on kappa itself, all agreed on or one verdict
+        throughout on one side: few responses would look as sure as many.
+        """
         if not self.n:
             return math.nan, math.nan, math.nan
         value, low, high = cohen_kappa(self.counts)
-        return value, low, high
+        return (value, low, high) if high - low > 1e-6 else (value, math.nan, math.nan)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values; null where a number is not defined."""
@@ -68,11 +72,12 @@ class Agreement:
 def agreements(items: Sequence[AuditItem], marks: Mapping[str, str]) -> list[Agreement]:
     """Judge and person, rule and person, judge and rule; the last over the whole sample.
 
-    Responses that the person was unsure about have no view of a person. Where a rule gave the
-    reward itself (``rules_first``, or no judge), it is the judge's view too.
+    Responses that the person was unsure about have no view of a person, those that the rule cannot
+    judge none of a rule. Where a rule gave the reward itself (``rules_first``, or no judge), it is
+    the judge's view too. Of a graded rule only full marks count as right.
     """
     judge = {item.id: item.reward == 1.0 for item in items}
-    rule = {item.id: item.rule == 1.0 for item in items}
+    rule = {item.id: item.rule == 1.0 for item in items if item.rule is not None}
     person = {
         item.id: marks[item.id] == RIGHT for item in items if marks.get(item.id, UNSURE) != UNSURE
     }
@@ -105,7 +110,7 @@ def agreement_table(found: Sequence[Agreement]) -> Table:
             f"{one.first} and {one.second}",
             *map(str, (one.n, both, first, second, neither)),
             "-" if math.isnan(one.agreed) else f"{one.agreed:.1%}",
-            "-" if math.isnan(kappa) else f"{kappa:.2f}",
-            "-" if math.isnan(kappa) else f"{low:.2f} to {high:.2f}",
+            "-" if math.isnan(kappa) else f"{kappa + 0:.2f}",
+            "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}",
         )
     return table

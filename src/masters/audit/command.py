@@ -14,6 +14,7 @@ from masters.artifacts import atomic_write_text
 from masters.audit.agreement import UNSURE, agreement_table, agreements
 from masters.audit.marks import MARKS, keep_mark, read_answers, read_marks, write_sample
 from masters.audit.sample import AuditItem, Sample, draw
+from masters.data.answers import accepted_answers
 from masters.data.questions import Questions
 from masters.data.sources import open_questions
 from masters.plan import Plan
@@ -61,7 +62,8 @@ def audit(
                 given[item.id] = found[item.id]
         others = len(found.keys() - {item.id for item in sample.items})
         if others:
-            console.print(f"{answers}: {others} marks are of items outside this sample; left out")
+            said = f"{answers}: {others} marks are of items outside this sample; left out"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
     elif ask is not None or sys.stdin.isatty():
         _ask_person(plan, sample, given, kept, console, ask or input)
     path = plan.out / FOLDER / f"{plan.name}.sample.jsonl"
@@ -113,7 +115,8 @@ def _show(plan: Plan, questions: Questions, item: AuditItem, console: Console) -
     if question.choices:
         line(console, "choices", " | ".join(question.choices))
     show_images(plan, questions, question, console)
-    line(console, "label", question.label or "none")
+    for label in accepted_answers(question):
+        line(console, "label", label)
     line(console, "response", item.response)
 
 
@@ -137,6 +140,7 @@ def _conclude(
             "it in with --answers",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
     report = {
         "sample": len(sample.items),

@@ -10,6 +10,7 @@ from typing import Any
 
 from masters.artifacts import atomic_write_text
 from masters.audit.sample import AuditItem
+from masters.data.answers import accepted_answers
 from masters.errors import DataError
 
 MARKS = ("right", "wrong", "unsure")
@@ -35,10 +36,11 @@ def read_answers(path: Path) -> dict[str, str]:
         DataError: it is not there, or a line is no item with a mark.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); expected a file of marks, such as the "
+            f"{path}: cannot be read ({why}); expected a file of marks, such as the "
             "sample that --audit writes with every mark filled in"
         ) from None
     return _marks(text, path)
@@ -72,7 +74,7 @@ def described(item: AuditItem) -> dict[str, Any]:
         "images": list(question.images),
         "question": question.text,
         "choices": list(question.choices),
-        "label": question.label,
+        "labels": list(accepted_answers(question)),
         "response": item.response,
     }
 

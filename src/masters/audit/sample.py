@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
 
+from masters.data.answers import accepted_answers
 from masters.data.questions import Question
 from masters.data.sources import open_questions
 from masters.data.tables import RESPONSES, REWARDS, list_shards, read_shard
-from masters.errors import StageError
+from masters.errors import DataError, StageError
 from masters.plan import Plan, Stage
 from masters.rewards.verifiers import verify
 from masters.specs import JudgeSpec
 
-Stratum = tuple[str, float]
-"""(source, reward)."""
+Stratum = tuple[str, bool]
+"""(source, whether it counts as right); the rewards of a graded rule would be too many strata."""
 
 _DIGITS = 12
 
@@ -28,10 +29,11 @@ class AuditItem:
     """One judged response to be marked.
 
     Args:
-        id: the same for the same question, label and response, in any run.
-        reward: of the judge, 1.0 or 0.0.
+        id: the same for the same question, labels and response, in any run.
+        reward: of the judge, 1.0 or 0.0; of a graded rule also between.
         judge: who gave it, as the table of rewards has it.
-        rule: what the stage's rule gives the same response.
+        rule: what the stage's rule gives the same response; None where it cannot judge it, say a
+            label that is none of the choices, which a judge takes as it is.
     """
 
     id: str
@@ -40,7 +42,7 @@ class AuditItem:
     source: str
     reward: float
     judge: str
-    rule: float
+    rule: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Sample:
 
 
 def draw(plan: Plan, count: int, seed: int) -> Sample:
-    """A sample of the plan's verdicts, by source and reward in proportion, at least one of each.
+    """A sample of the plan's verdicts: of each source right and wrong ones, in proportion.
 
     A larger count holds nearly all of a smaller one. Missing verdicts are counted, not drawn.
 
@@ -72,16 +74,14 @@ def draw(plan: Plan, count: int, seed: int) -> Sample:
             if found.reward is None:
                 missing += 1
                 continue
-            stratum = (found.source, found.reward)
+            stratum = (found.source, found.reward == 1.0)
             sizes[stratum] += 1
             mine = kept[stratum]
             mine.setdefault((found.question_id, found.text), found)
             if len(mine) > 4 * count + 64:  # memory follows the sample, not the data
                 kept[stratum] = {(f.question_id, f.text): f for f in _first(mine, count)}
     if not sizes:
-        raise StageError(
-            f"{plan.recipe.name}: no response has a verdict; nothing to audit"
-        )
+        raise StageError(f"{plan.recipe.name}: no response has a verdict; nothing to audit")
     chosen: dict[tuple[str, str], _Found] = {}
     for stratum, share in sorted(allocate(sizes, count).items()):
         for found in _first(kept[stratum], share):
@@ -151,17 +151,23 @@ def _items(found: Sequence[_Found]) -> Iterator[AuditItem]:
             opened[key] = open_questions(spec.data)
         questions = opened[key]
         question: Question = questions[questions.find(one.question_id)]
-        rule = verify(spec.rule.rule, one.text, question).reward
-        label = question.label or ""
+        labels = accepted_answers(question)
         yield AuditItem(
-            id=_digest(question.id, question.text, label, one.text).hex()[:_DIGITS],
+            id=_digest(question.id, question.text, *labels, one.text).hex()[:_DIGITS],
             question=question,
             response=one.text,
             source=one.source,
             reward=one.reward,
             judge=one.judge,
-            rule=rule,
+            rule=_by_rule(spec, one.text, question),
         )
+
+
+def _by_rule(spec: JudgeSpec, text: str, question: Question) -> float | None:
+    try:
+        return verify(spec.rule.rule, text, question).reward
+    except DataError:
+        return None
 
 
 def _digest(*parts: str) -> bytes:

@@ -8,12 +8,13 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
+from masters.data.answers import gold_answers, most_given
 from masters.data.bad_rows import BadRowError, message
 from masters.data.cache import CacheEntry, stamps
 from masters.data.images import Images
@@ -205,6 +206,9 @@ class Collector:
         hashed = id_hash(question.id)
         if hashed in self._seen:
             raise self._duplicate(hashed)
+        if question.label is None and self._reading.need_label:
+            # Only here, so that rows read without need of a label stay what they were.
+            question = replace(question, label=most_given(gold_answers(question)) or None)
         if question.label is None and self._reading.need_label:
             raise BadRowError(
                 "no label",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from masters.data.answers import ANSWERS, answer_texts, most_given
 from masters.data.bad_rows import BadRowError
 from masters.data.questions import IMAGE_MARKER, Question, Turn
 
@@ -21,7 +22,8 @@ def build_question(
 
     Args:
         row: the fields; ``image`` or ``images`` is one path or a list, ``category`` stands for
-            ``kind``, and further fields are kept in ``meta``.
+            ``kind``, and further fields are kept in ``meta``. An ``answer`` that is a list of
+            gold answers is kept there whole, and the one given most often is the label.
         identity: the question's id.
         history: earlier turns about the same images.
         answer_may_index: whether a whole-number answer beside choices is an index into them.
@@ -33,6 +35,11 @@ def build_question(
     answer = row.get("answer")
     if answer_may_index and choices and isinstance(answer, int) and 0 <= answer < len(choices):
         answer = choices[answer]
+    meta = {key: value for key, value in row.items() if key not in _FIELDS}
+    several = answer_texts(answer)
+    if several is not None:
+        answer = most_given(several)
+        meta = {ANSWERS: several} | meta
     kind = row.get("kind") or row.get("category") or "all"
     asked = _text(row.get("question"), "question")
     names = _image_names(row)
@@ -45,7 +52,7 @@ def build_question(
         choices=choices,
         history=history,
         kind=str(kind),
-        meta={key: value for key, value in row.items() if key not in _FIELDS},
+        meta=meta,
     )
 
 

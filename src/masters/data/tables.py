@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -125,15 +126,32 @@ def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
     Raises:
         DataError: the file is missing, cut short, corrupt, or holds another table.
     """
+    with _opened(path) as file:
+        found = file.schema_arrow
+        if not found.equals(schema):
+            raise DataError(
+                f"{path}: has columns {_describe(found)}; expected {_describe(schema)}. "
+                f"It belongs to another table or version: {_remedy(path)}"
+            )
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a shard has, by its footer.
+
+    Raises:
+        DataError: the file is missing, cut short or corrupt.
+    """
+    with _opened(path) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, for reading; what is wrong with it becomes a DataError."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = file.schema_arrow
-            if not found.equals(schema):
-                raise DataError(
-                    f"{path}: has columns {_describe(found)}; expected {_describe(schema)}. "
-                    f"It belongs to another table or version: {_remedy(path)}"
-                )
-            return file.read(columns=None if columns is None else list(columns))
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected a shard. {_rerun(path)}") from error
     except (pa.ArrowException, OSError) as error:

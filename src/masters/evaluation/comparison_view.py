@@ -11,6 +11,7 @@ from rich.text import Text
 from masters.evaluation.categories import Row
 from masters.evaluation.comparison import Comparison, Line
 from masters.evaluation.statistics import Interval
+from masters.shown import markdown, shown
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -32,8 +33,8 @@ class Sheet:
     def terminal(self) -> Table:
         """As a table of rich."""
         table = Table(
-            title=self.title,
-            caption="\n".join(self.notes),
+            title=Text(shown(self.title)),
+            caption=Text(shown("\n".join(self.notes))),
             title_justify="left",
             caption_justify="left",
         )
@@ -41,16 +42,16 @@ class Sheet:
             table.add_column(Text(head), justify="right" if index else "left", no_wrap=not index)
         for index, row in enumerate(self.rows):
             style = "bold" if index in self.strong else ""
-            table.add_row(*(Text(cell) for cell in row), style=style)
+            table.add_row(*(Text(shown(cell)) for cell in row), style=style)
         return table
 
     def markdown(self) -> str:
         """As a Markdown table with its notes below."""
-        lines = [f"**{_escaped(self.title)}**", ""]
+        lines = [f"**{markdown(self.title)}**", ""]
         lines.append(_piped(self.heads))
         lines.append("| --- |" + " ---: |" * (len(self.heads) - 1))
         lines += [_piped(row) for row in self.rows]
-        lines += ["", *(f"- {_escaped(note)}" for note in self.notes)]
+        lines += ["", *(f"- {markdown(note)}" for note in self.notes)]
         return "\n".join(lines)
 
 
@@ -158,8 +159,4 @@ def _signed(value: float) -> str:
 
 
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return "| " + " | ".join(markdown(cell) for cell in cells) + " |"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from masters.evaluation import markup
 from masters.evaluation.evaluated import rank
 from masters.evaluation.markup import paragraph, text
-from masters.evaluation.readings import Row, difference_of, recipe_models
+from masters.evaluation.readings import Row, difference_of, measure, recipe_models
 
 if TYPE_CHECKING:
     from masters.artifacts import RunInfo
@@ -75,6 +75,9 @@ def _result_words(
         asked = next(row["n"] for row in report["results"] if row["run"] == "start")
         before = f"Before, the student answered {markup.percent(start['value'])} of "
         before += f"{asked:,} test questions correctly"
+        if measure([start]) != "accuracy":
+            before = f"Before, the student's mean score on {asked:,} test questions was "
+            before += markup.percent(start["value"])
         if teacher is not None:
             before += f", its teacher {markup.percent(teacher['value'])}"
         words.append(before + ".")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Sequence
 
 from masters.evaluation.examples import data_uri
+from masters.shown import shown
 
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 LONGEST_ANSWER = 400
 """Characters of a model's answer shown before it is cut."""
 
@@ -19,8 +18,7 @@ def text(value: object) -> str:
     Answers are whatever a model wrote: markup, control characters, marks that turn the reading
     direction. Callers put them inside ``<bdi>``.
     """
-    shown = "".join(_visible(character) for character in str(value))
-    return html.escape(shown, quote=True)
+    return html.escape(shown(str(value)), quote=True)
 
 
 def answer(value: object) -> str:
@@ -103,13 +101,3 @@ def interval_bar(
 
 def _short(number: float) -> str:
     return f"{number:.2f}" if number < 1 else f"{number:.1f}" if number < 100 else f"{number:.0f}"
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return character
-    kind = unicodedata.category(character)
-    if kind == "Cc":
-        return chr(0x2400 + ord(character)) if ord(character) < 32 else "\N{REPLACEMENT CHARACTER}"
-    turning = unicodedata.bidirectional(character) in _TURNING
-    return "\N{REPLACEMENT CHARACTER}" if kind == "Cs" or turning else character

@@ -14,8 +14,10 @@ from masters.evaluation.examples import RULE, Example, Picture, examples
 from masters.evaluation.headline import headline
 from masters.evaluation.markup import figure, paragraph, section, text
 from masters.evaluation.readings import (
+    METRICS,
     Row,
     difference_of,
+    measure,
     merge_counts,
     model_curves,
     read_answers,
@@ -97,7 +99,8 @@ def _runs_section(report: dict[str, Any]) -> str:
         )
     axis = f"{100 * scale[0]:.0f} % to {100 * scale[1]:.0f} %"
     table = (
-        '<div class="scroll"><table><thead><tr><th>run</th><th class="n">accuracy</th>'
+        '<div class="scroll"><table><thead><tr><th>run</th>'
+        f'<th class="n">{measure(lines)}</th>'
         f'<th class="n">95 % interval</th><th>on a scale from {axis}</th>{head}'
         f'<th class="n">gap closed</th></tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
@@ -106,8 +109,9 @@ def _runs_section(report: dict[str, Any]) -> str:
 
 def _runs_note(report: dict[str, Any], lines: Sequence[Row]) -> str:
     words = (
-        f"Accuracy on the benchmark {text(lines[0]['benchmark'])}. Dashed lines: the student "
-        "before any of this (start) and the teacher. <em>Over start</em> and <em>over sft</em> are "
+        f"{measure(lines).capitalize()} on the benchmark {text(lines[0]['benchmark'])}. "
+        "Dashed lines: the student before any of this (start) and the teacher. "
+        "<em>Over start</em> and <em>over sft</em> are "
         "paired differences in points, both models asked the same questions, with a 95 % "
         "interval below. Gap closed: the gain over the start as a share of the teacher's lead."
     )
@@ -264,13 +268,14 @@ def _kinds_section(report: dict[str, Any]) -> str:
     benchmark = lines[0]["benchmark"] if lines else None
     cells: dict[str, dict[str, Row]] = {}
     for row in report["results"]:
-        if row["benchmark"] == benchmark and row["kind"] != "all" and row["metric"] == "accuracy":
+        if row["benchmark"] == benchmark and row["kind"] != "all" and row["metric"] in METRICS:
             known = cells.setdefault(row["kind"], {})
             if row["seed"] == seed or row["run"] not in known:
                 known[row["run"]] = row
+    title = f"{measure(lines).capitalize()} by kind of question"
     if not cells:
         words = "The test questions are of one kind, so there is nothing to tell apart."
-        return section("Accuracy by kind of question", paragraph(words))
+        return section(title, paragraph(words))
     names = [line["run"] for line in lines]
     head = "".join(f'<th class="n">{text(name)}</th>' for name in names)
     body = []
@@ -281,8 +286,8 @@ def _kinds_section(report: dict[str, Any]) -> str:
         f'<div class="scroll"><table class="heat"><thead><tr><th>kind</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
-    note = "Per cent right; below, half the width of the 95 % interval. Stronger colour: higher."
-    return section("Accuracy by kind of question", table, paragraph(note, "note"))
+    note = "In per cent; below, half the width of the 95 % interval. Stronger colour: higher."
+    return section(title, table, paragraph(note, "note"))
 
 
 def _heat_cell(row: Row | None) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+METRICS = ("accuracy", "score")
+"""What an evaluation's rows hold: a share of right answers, or a graded rule's mean."""
+
 FULL = 10_000
 """Masking ratios in files are integers out of this."""
 
@@ -110,6 +113,11 @@ def read_json_lines(path: Path) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def measure(rows: Sequence[Row]) -> str:
+    """What the result rows measure, as headings call it."""
+    return "mean score" if any(row["metric"] == "score" for row in rows) else "accuracy"
 
 
 def read_answers(folder: Path) -> dict[str, Row]:

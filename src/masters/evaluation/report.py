@@ -16,9 +16,11 @@ from masters.errors import StageError
 from masters.evaluation.evaluated import Evaluated, evaluations, rank
 from masters.evaluation.readings import (
     FULL,
+    METRICS,
     Row,
     difference_of,
     last_third_gain,
+    measure,
     model_curves,
     read_answers,
     read_json,
@@ -99,14 +101,15 @@ def terminal_table(report: Report) -> Table:
     lines = report["summary"]["runs"]
     several = len(report["seeds"]) > 1
     has_sft = any(line["run"] == "sft" for line in lines)
+    title = f"{measure(lines).capitalize()} on {lines[0]['benchmark']}" if lines else "No results"
     table = Table(
-        title=f"Accuracy on {lines[0]['benchmark']}" if lines else "No results",
+        title=title,
         caption="95 % intervals" + (f"; {len(report['seeds'])} seeds" if several else ""),
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("run", no_wrap=True)
-    for heading in ("accuracy", "interval", "over start", *(["over sft"] if has_sft else [])):
+    for heading in (measure(lines), "interval", "over start", *(["over sft"] if has_sft else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("gap closed", justify="right")
     for line in lines:
@@ -212,7 +215,7 @@ def _summary(results: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
     isn't better than the start.
     """
     seed = None if len(seeds) > 1 else seeds[0]
-    rows = [row for row in results if row["kind"] == "all" and row["metric"] == "accuracy"]
+    rows = [row for row in results if row["kind"] == "all" and row["metric"] in METRICS]
     names = [row["benchmark"] for row in rows]
     benchmark = HEADLINE if HEADLINE in names else (names[0] if names else HEADLINE)
     rows = [row for row in rows if row["benchmark"] == benchmark]

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: int, n: int) -> Interval:
+def wilson(successes: float, n: int) -> Interval:
     """The share ``successes / n`` with its Wilson score interval.
 
     Wilson (1927): centre (p + z^2/2n) / (1 + z^2/n), half width
@@ -29,7 +29,7 @@ def wilson(successes: int, n: int) -> Interval:
     and p = 1.
 
     Args:
-        successes: from 0 to n.
+        successes: from 0 to n; a sum of scores in 0..1 need not be whole.
         n: at least 1.
 
     Raises:
@@ -43,6 +43,24 @@ def wilson(successes: int, n: int) -> Interval:
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return Interval(share, low, high)
+
+
+def mean_score(scores: Sequence[float]) -> Interval:
+    """The mean of the scores of n questions, each from 0 to 1, with its interval inside [0, 1].
+
+    Where every score is 0 or 1 it is a share, with Wilson's interval; else Student's t. Scores
+    that are all the same have no spread to go by: there too Wilson's, which is never too narrow,
+    as no scores with mean m spread more than m (1 - m), the spread of right and wrong ones.
+
+    Raises:
+        ValueError: there is no score, or one is outside [0, 1].
+    """
+    if not scores or not all(0 <= score <= 1 for score in scores):
+        raise ValueError("no scores, or some outside [0, 1]; expected at least one, all inside")
+    if len(set(scores)) == 1 or all(score in (0, 1) for score in scores):
+        return wilson(sum(scores), len(scores))
+    value, low, high = t_interval(scores)
+    return Interval(value, max(0.0, low), min(1.0, high))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -61,28 +79,6 @@ def t_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, math.nan, math.nan)
     half = t_quantile(len(values) - 1) * stdev(values, mean) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
-
-
-def mean_score(scores: Sequence[float]) -> Interval:
-    """The mean of scores in [0, 1] with its interval: what accuracy is for graded answers too.
-
-    Wilson's where every score is 0 or 1; else Student's t within [0, 1], and [0, 1] itself for a
-    single question.
-
-    Args:
-        scores: at least one, each from 0 to 1.
-
-    Raises:
-        ValueError: there is none, or one is out of range.
-    """
-    if not all(0 <= score <= 1 for score in scores):
-        raise ValueError("a score is out of range; expected scores from 0 to 1")
-    if scores and all(score in (0, 1) for score in scores):
-        return wilson(sum(score == 1 for score in scores), len(scores))
-    value, low, high = t_interval(scores)
-    if math.isnan(low):
-        return Interval(value, 0.0, 1.0)
-    return Interval(value, max(0.0, low), min(1.0, high))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from masters.generation.sampling import KeyedSampler, SampleKey, Sampling
 from masters.models.encode import EncodedPrompt, pad_rows
+from masters.models.feature_cache import FeatureCache
 from masters.models.load import TokenIds
 
 
@@ -49,6 +51,17 @@ class Engine(Protocol):
     ) -> Sequence[Sequence[Completion]]: ...
 
 
+class _Watched(LogitsProcessor):
+    """Says that the sampler before it has chosen, and changes nothing."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        self._watch = watch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._watch()
+        return scores
+
+
 class TransformersEngine:
     """``model.generate`` over length-sorted batches.
 
@@ -58,6 +71,8 @@ class TransformersEngine:
         ids: its special ids.
         batch_rows: rows (prompt x sample) per call.
         precision: autocast dtype, or float32 for none.
+        watch: called whenever a batch's next tokens are chosen (the device may still be at it).
+        features: encodes a picture once for all samples of its prompt; None: once for each.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class TransformersEngine:
         *,
         batch_rows: int = 64,
         precision: torch.dtype = torch.float32,
+        watch: Callable[[], None] | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         # Whatever a checkpoint's own configuration sets would merge into ours, silently.
         model.generation_config = GenerationConfig()
@@ -76,6 +93,8 @@ class TransformersEngine:
         self._ids = ids
         self._batch_rows = batch_rows
         self._precision = precision
+        self._watch = watch
+        self._features = features
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of every request, all its samples in one call."""
@@ -107,7 +126,8 @@ class TransformersEngine:
         self, prompts: list[EncodedPrompt], keys: list[SampleKey], sampling: Sampling
     ) -> list[Completion]:
         device = self._model.device
-        inputs = pad_rows([(p, ()) for p in prompts], pad=self._ids.pad, side="left", device=device)
+        seen = [p.without_pixels() if self._features else p for p in prompts]
+        inputs = pad_rows([(p, ()) for p in seen], pad=self._ids.pad, side="left", device=device)
         sampler = KeyedSampler(
             keys,
             sampling,
@@ -116,11 +136,12 @@ class TransformersEngine:
             vocabulary=self._ids.vocabulary,
         )
         enabled = self._precision != torch.float32
-        with torch.autocast(device.type, dtype=self._precision, enabled=enabled):
+        shown = self._features.showing(prompts) if self._features else nullcontext()
+        with shown, torch.autocast(device.type, dtype=self._precision, enabled=enabled):
             output_RT = self._model.generate(
                 **inputs,
                 generation_config=self._complete_config(sampling),
-                logits_processor=[sampler],
+                logits_processor=[sampler, *([_Watched(self._watch)] if self._watch else [])],
             )
         width = inputs["input_ids"].shape[1]
         logp_RT = torch.stack(sampler.logps, dim=1).tolist()

@@ -14,7 +14,6 @@ from rich.console import Console
 from masters.artifacts import (
     atomic_write_text,
     disk_full_error,
-    fingerprint,
     is_disk_full,
     is_done,
     read_record,
@@ -122,30 +121,16 @@ def settings(asked: Asked, path: str) -> Recipe:
 
 
 def _task(name: str, spec: EvaluateSpec, recipe: Recipe, out: Path) -> Task:
-    inputs = {"weights": weights_identity(spec.model)}
-    digest = stage_fingerprint(spec, inputs, Contents())
+    digest = stage_fingerprint(spec, {}, Contents())
     return Task(
         name=f"evaluate/{name}",
         spec=spec,
         fingerprint=digest,
         folder=out / "stages" / f"evaluate-{digest[:12]}",
         inputs={},
-        input_fingerprints=inputs,
+        input_fingerprints={},
         runtime=recipe.runtime,
     )
-
-
-def weights_identity(model: ModelRef) -> str:
-    """Where the weights lie and when they were written.
-
-    A fingerprint looks at a checkpoint's headers, which are equal for a model and the same one
-    trained further: two checkpoints, or one that was overwritten, must not share an answer.
-    """
-    from masters.models.load import local_folder
-
-    folder = local_folder(str(model.path), revision=model.revision).resolve()
-    times = {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.safetensors"))}
-    return fingerprint({"folder": str(folder), "written": times})
 
 
 def _execute(task: Task, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""What `masters evaluate` and `masters compare` print: a table, Markdown or JSON."""
+"""What the verbs that measure print: a table, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def print_evaluations(
         item.name: score_tables(read_answers(item.folder), [*item.by, *fields]) for item in found
     }
     content = {item.name: {"folder": str(item.folder), "rows": rows[item.name]} for item in found}
-    _print(evaluation_sheet(rows), {"schema": 1, "evaluations": content}, form, console)
+    print_sheet(evaluation_sheet(rows), {"schema": 1, "evaluations": content}, form, console)
+    if form == "table":
+        for item in found:
+            console.print(f"{item.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_comparison(
@@ -83,10 +86,11 @@ def print_comparison(
     """
     first, second = (locate(word) for word in words)
     found = compare(first, second, fields, shared_only=shared_only)
-    _print(comparison_sheet(found), found.as_json(), form, console)
+    print_sheet(comparison_sheet(found), found.as_json(), form, console)
 
 
-def _print(sheet: Sheet, content: dict[str, Any], form: Form, console: Console) -> None:
+def print_sheet(sheet: Sheet, content: dict[str, Any], form: Form, console: Console) -> None:
+    """The table on the terminal, or the same in another form."""
     if form == "table":
         console.print(sheet.terminal())
     else:

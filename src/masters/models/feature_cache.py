@@ -136,10 +136,12 @@ class FeatureCache:
     def __init__(
         self, model: Any, store: FeatureStore, owner: str, level: Level, version: Callable[[], int]
     ) -> None:
+        self._prompts: Sequence[EncodedPrompt] | None
+        self._shown: Sequence[EncodedPrompt] | None
         self.level, self.counts = level, Counts()
         self._device = model.device
         self._store, self._owner, self._version = store, owner, version
-        self._prompts: list[EncodedPrompt] | None = None
+        self._prompts = self._shown = None
         core = model.base_model
         self._original = core.get_image_features
         self._names = list(inspect.signature(self._original).parameters)
@@ -156,18 +158,30 @@ class FeatureCache:
     def _end(self, core: Any, args: Any, output: Any) -> None:
         self._prompts = None
 
+    @contextmanager
+    def showing(self, prompts: Sequence[EncodedPrompt]) -> Iterator[None]:
+        """For calls that take no inputs of ours (``generate``): these are the pictures within."""
+        self._shown = prompts
+        try:
+            yield
+        finally:
+            self._shown = None
+
     def _features(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's ``get_image_features``."""
-        if self._prompts is None:
+        prompts = self._shown if self._prompts is None else self._prompts
+        if prompts is None:
             return self._original(*args, **kwargs)
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        known: dict[bytes, Any] = {}
+        known: dict[bytes | int, Any] = {}
         parts = []
-        for prompt in self._prompts:
+        for prompt in prompts:
             if prompt.images:
-                if prompt.image_key not in known:
-                    known[prompt.image_key] = self._of(prompt, given)
-                parts.append(known[prompt.image_key])
+                # Where nothing is kept no digest is needed: rows of one prompt hold one object.
+                key = prompt.image_key if self._store.room else id(prompt)
+                if key not in known:
+                    known[key] = self._of(prompt, given)
+                parts.append(known[key])
         return SimpleNamespace(
             **{name: _joined([part[name] for part in parts]) for name in parts[0]}
         )
@@ -175,7 +189,8 @@ class FeatureCache:
     def _of(self, prompt: EncodedPrompt, given: dict[str, Any]) -> dict[str, Any]:
         """The features of one prompt's pictures, by field, on the model's device."""
         version = self._version()
-        found = self._store.get(self._owner, version, prompt.image_key)
+        room = self._store.room
+        found = self._store.get(self._owner, version, prompt.image_key) if room else None
         if found is not None:
             self.counts.hits += 1
             self.counts.seconds_saved += found[1]
@@ -193,7 +208,7 @@ class FeatureCache:
         else:
             with self._tap.recording() as value:
                 result = self._encode(prompt, given)
-        if self._store.room:
+        if room:
             kept = _moved(value, "cpu", copy=True)  # waits for the device, so that the time is true
             seconds = time.perf_counter() - begin
             self._store.put(self._owner, version, prompt.image_key, kept, seconds)

@@ -1,16 +1,40 @@
-"""Is a model's output head what the token scores take it for: one product with its last states?"""
+"""A model's output head: brought together, and what the token scores take it for, one product."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from masters.errors import ModelError
 
 #: Share of the largest logit by which the two ways to it may differ: rounding is below.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+#: Frozen heads that were brought from another device, or together from all ranks.
+_HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+
+
+def whole_head(model: Any, home: torch.device) -> torch.Tensor:
+    """The weight [V, D] of a model's output head, whole and on this device, to be read only.
+
+    A frozen one is brought there once: no mask touches a head. Where it is sharded, all ranks ask
+    at the same time.
+    """
+    head: Any = model.get_output_embeddings()
+    sharded = isinstance(head.weight, DTensor)
+    if head.weight.device == home and not sharded:
+        return head.weight
+    if head in _HEADS and _HEADS[head].device == home:
+        return _HEADS[head]
+    weight = head.weight.detach()
+    weight = (weight.full_tensor() if sharded else weight).to(home)
+    if not head.weight.requires_grad:
+        _HEADS[head] = weight
+    return weight
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Attention over packed rows without a T x T mask, registered through transformers' interface.
 
-For each group, three calls of a flash kernel: the prompt on itself (causal), all responses on the
-prompt (no mask), each response on itself (causal). The two halves of a response's attention are
-merged by their log-sum-exps; backward calls the same kernels with the merged output and
-log-sum-exp, which gives each part exactly its share of the gradient. Shape suffixes: B rows, H
-heads, T tokens, D channels of a head, G responses, R tokens of the longest response.
+On a CPU, three calls of a flash kernel for each group: the prompt on itself (causal), all responses
+on the prompt (no mask), each response on itself (causal). The two halves of a response's attention
+are merged by their log-sum-exps; backward calls the same kernels with the merged output and
+log-sum-exp, which gives each part exactly its share of the gradient. On CUDA, FlexAttention takes
+all at once (`models.packed_flex`). Shape suffixes: B rows, H heads, T tokens, D channels of a head,
+G responses, R tokens of the longest response.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from typing import Any
 
 import torch
 
+from masters.errors import ModelError
+from masters.models.packed_flex import flex_packed
 from masters.models.packing import GroupSpan, Layout
 
 NAME = "masters_packed"
 LAYOUT = "packed_layout"
 """The keyword under which a forward pass hands its `Layout` down to the attention."""
+DEVICES = ("cpu", "cuda")
+"""The kinds of device that it computes on."""
+#: What some models' layers ask of their attention beside a causal softmax.
+MORE = ("softcap", "s_aux", "position_bias", "dropout")
 
 
 def use_packed_attention(vlm: Any) -> None:
@@ -47,6 +54,9 @@ def packed_attention(
         key, value: [B, H / groups, T, D].
         attention_mask: ignored where the call has a layout.
         scaling: of the scores; D ** -0.5 when None.
+
+    Raises:
+        ModelError: the layer wants more of packed rows than a causal softmax.
     """
     layout: Layout | None = kwargs.get(LAYOUT)
     if layout is None:
@@ -56,15 +66,26 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
+    for name in MORE:
+        wanted = kwargs.get(name)
+        if isinstance(wanted, torch.Tensor) or wanted:
+            raise ModelError(f"a layer wants {name}, which attention over packed rows leaves out")
     if torch.is_autocast_enabled(query.device.type):  # which knows sdpa, but not this
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not has_cpu_kernels(query.device):
+        return flex_packed(query, key, value, layout, scale), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out_BHTD: Any = _Packed.apply(query, key, value, layout, scale)
     return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+def has_cpu_kernels(device: torch.device) -> bool:
+    """Whether the flash kernels below compute there; FlexAttention does elsewhere."""
+    return device.type == "cpu"
 
 
 class _Packed(torch.autograd.Function):
@@ -101,9 +122,7 @@ def _group_forward(query, key, value, out, sums, group: GroupSpan, scale: float)
     if not group.responses:
         return
     rest = slice(stop, end)
-    first, first_sum = _flash(
-        q[:, :, rest], k[:, :, own], v[:, :, own], causal=False, scale=scale
-    )
+    first, first_sum = _flash(q[:, :, rest], k[:, :, own], v[:, :, own], causal=False, scale=scale)
     fold = _fold(group, query.device)
     folded = (fold(x[:, :, rest]) for x in (q, k, v))
     second, second_sum = _flash(*folded, causal=True, scale=scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.errors import StageError
@@ -24,7 +25,14 @@ from masters.models.load import DTYPES, local_folder
 from masters.models.memory import doing
 from masters.read_ahead import ReadAhead
 from masters.specs import GenerateSpec
-from masters.stages.engine_check import EngineNotes, Sample, check_engine, take_sample
+from masters.stages.engine_check import (
+    EngineNotes,
+    Sample,
+    check_engine,
+    engine_facts,
+    take_sample,
+)
+from masters.stages.features import answer_features
 from masters.stages.opening import (
     OpenedModel,
     Prompts,
@@ -49,13 +57,15 @@ class Job:
     """What a stage wants answered, as every engine is told.
 
     Args:
-        wanted: (question index, ratio) of all that is not there yet, in order: int64 [W, 2].
+        plan: (question index, ratio) of all that the stage answers: int64 [P, 2].
+        wanted: of what is to be answered now, in order: int64 [W, 2].
     """
 
     spec: GenerateSpec
     context: StageContext
     questions: Questions
     sampling: Sampling
+    plan: np.ndarray
     wanted: np.ndarray
 
     @property
@@ -155,6 +165,13 @@ def _transformers(job: Job) -> Iterator[_Transformers]:
         opened.ids,
         batch_rows=runtime.generation_batch,
         precision=DTYPES[spec.precision],
+        features=answer_features(
+            runtime,
+            teacher,
+            samples=spec.samples,
+            asked=len(job.plan),
+            questions=len(curriculum.distinct(job.plan * [1, 0])),
+        ),
     )
     with prompts.ahead((int(index) for index in job.wanted[:, 0]), runtime.workers) as encoded:
         yield _Transformers(engine, teacher, encoded, job.sampling, _path(job))
@@ -190,7 +207,6 @@ class _Server:
     job: Job
     engines: Mapping[int, ServerEngine]
     names: Mapping[int, str]
-    notes: EngineNotes
 
     def __call__(
         self, ratio: int, indices: Sequence[int], keys: Sequence[tuple[SampleKey, ...]]
@@ -202,7 +218,7 @@ class _Server:
         return f"server:{self.names[ratio]}"
 
     def facts(self) -> Mapping[str, Any]:
-        return {"engine": self.notes.as_metrics()}
+        return engine_facts(self.job.context.folder)
 
 
 def _chat(job: Job, index: int, keys: tuple[SampleKey, ...]) -> ChatQuestion:
@@ -225,15 +241,17 @@ def _server(job: Job) -> _Server:
         tokenizer, end = opened.processor.tokenizer, opened.ids.end[0]
         engines[ratio] = ServerEngine(server, tokenizer, end=end)
         shown = f"server:{name}"
+        if notes.passed(shown, ratio):
+            continue
         if not job.context.runtime.engine_check:
             notes.note(shown, ratio, None)
-        elif not notes.passed(shown, ratio):
+        else:
             asks = [_asks(job, ServerEngine(server, tokenizer, end=end, logprobs=True))]
             asks.append(_asks(job, engines[ratio]))
             samples[ratio] = _first_sample(job, ratio, shown, asks)
     if samples:
         check_engine(job.spec, job.context, job.questions, job.sampling, notes, samples)
-    return _Server(job=job, engines=engines, names=names, notes=notes)
+    return _Server(job=job, engines=engines, names=names)
 
 
 def _asks(job: Job, engine: ServerEngine) -> Callable[..., list[list[Completion]]]:
@@ -259,14 +277,14 @@ def _first_sample(job: Job, ratio: int, name: str, asks: Sequence[Any]) -> Sampl
 class _Vllm:
     """One worker at a time; another ratio is another checkpoint, and another worker.
 
-    A teacher's masked checkpoint is written into the stage's folder and removed for the next one.
+    A teacher's masked checkpoints are written into the stage's folder, where other workers of the
+    stage find them too, and go when it is done.
     """
 
     job: Job
     opened: OpenedModel = field(init=False)
     engine: VllmEngine | None = None
     ratio: int = -1
-    notes: EngineNotes | None = None
 
     def __post_init__(self) -> None:
         self.opened = describe_model(
@@ -277,15 +295,15 @@ class _Vllm:
     def check(self) -> None:
         """Compares the first ratio's model; vLLM is away while transformers has it in memory."""
         job = self.job
-        if not len(job.wanted):
-            return
         first = job.ratios[0]
         name = f"vllm:{_path(job)}"
         engine = self._at(first)
-        notes = self.notes = EngineNotes(job.context.folder, f"vllm {engine.version}")
+        notes = EngineNotes(job.context.folder, f"vllm {engine.version}")
+        if notes.passed(name, first):
+            return
         if not job.context.runtime.engine_check:
             notes.note(name, first, None)
-        elif not notes.passed(name, first):
+        else:
             sample = take_sample(
                 job.spec, job.questions, job.first(first), job.sampling, name,
                 lambda indices, keys, sampling: engine.generate(
@@ -304,7 +322,7 @@ class _Vllm:
         return _path(self.job)
 
     def facts(self) -> Mapping[str, Any]:
-        return {} if self.notes is None else {"engine": self.notes.as_metrics()}
+        return engine_facts(self.job.context.folder)
 
     def close(self) -> None:
         if self.engine is not None:
@@ -355,12 +373,15 @@ class _Vllm:
         return self.engine
 
     def _checkpoint(self, ratio: int) -> Path:
+        if ratio == 0:
+            return self.opened.folder
         masked = self.job.context.folder / _MASKED
+        masked.mkdir(exist_ok=True)
         target = masked / f"masked-{ratio}"
-        for old in masked.glob("masked-*"):
-            if old != target:
-                shutil.rmtree(old)
-        if ratio and not target.exists():
-            thresholds = load_thresholds(self.job.context.inputs["thresholds"] / "thresholds.json")
-            write_masked(self.opened.folder, target, thresholds, ratio)
-        return target if ratio else self.opened.folder
+        with (masked / ".lock").open("w") as file:  # freed when it is closed, or its owner dies
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not target.exists():
+                folder = self.job.context.inputs["thresholds"]
+                thresholds = load_thresholds(folder / "thresholds.json")
+                write_masked(self.opened.folder, target, thresholds, ratio)
+        return target

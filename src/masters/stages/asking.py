@@ -51,12 +51,7 @@ def server_of(judge: Judge, runtime: Runtime) -> Server:
 
 def local_name(local: LocalJudge, inputs: Mapping[str, Path]) -> str:
     """What verdicts of a model run here are kept under: other weights have another name."""
-    # A fingerprint looks at headers, which are equal for two trainings of one model.
-    identity = {
-        "model": model_identity(local.model, inputs),
-        "path": local.model.path,
-        "precision": local.precision,
-    }
+    identity = {"model": model_identity(local.model, inputs), "precision": local.precision}
     return f"teacher:{local.name}@{fingerprint(identity)[:_DIGITS]}"
 
 

@@ -94,13 +94,19 @@ class EngineNotes:
 
     def note(self, name: str, ratio: int, finding: Finding | None) -> None:
         """Keeps a finding; None: nothing was compared, because the recipe says so."""
+        if self._path.is_file():  # another worker of the stage may have found something
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found["engine"] == self._notes["engine"]:
+                self._notes = found
         said = {"skipped": True} if finding is None else {**asdict(finding), "same": finding.same}
         self._notes["checks"][_key(name, ratio)] = said
         atomic_write_text(self._path, json.dumps(self._notes, indent=1) + "\n")
 
-    def as_metrics(self) -> dict[str, Any]:
-        """What the stage's record keeps."""
-        return self._notes
+
+def engine_facts(folder: Path) -> dict[str, Any]:
+    """What the record of the stage keeps of its engine: nothing where transformers answered."""
+    path = folder / NOTES
+    return {"engine": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
 def _key(name: str, ratio: int) -> str:

@@ -18,7 +18,9 @@ from masters.generation.engine import Completion, TransformersEngine
 from masters.models.load import DTYPES
 from masters.models.memory import doing
 from masters.rewards.judging.items import JudgeItem
+from masters.rewards.verifiers import GRADED
 from masters.specs import EvaluateSpec
+from masters.stages.features import answer_features
 from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
 from masters.stages.opening import (
     Prompts,
@@ -53,7 +55,11 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
         opened.ids,
         batch_rows=context.runtime.generation_batch,
         precision=DTYPES[spec.precision],
-    )
+        features=answer_features(
+            context.runtime, teacher, samples=1,
+            asked=len(spec.ratios) * len(questions), questions=len(questions),
+        ),
+    )  # fmt: skip
     total = len(spec.ratios) * len(questions)
     parts = [
         (ratio, range(start, min(start + SHARD, len(questions))))
@@ -85,8 +91,10 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
                 write_shard(path, rows, ANSWERS)
             answers += read_shard(path, ANSWERS).to_pylist()
             rate = len(answers) / (time.perf_counter() - begin)
-            right = sum(row["correct"] for row in answers) / len(answers)
-            note = f"{rate:.1f} questions/s, {right:.1%} right"
+            judged = [row["score"] for row in answers if row["score"] is not None]
+            share = sum(judged) / max(1, len(judged))
+            said = "right" if _metric(spec) == "accuracy" else "of full marks"
+            note = f"{rate:.1f} questions/s, {share:.1%} {said}"
             context.progress(len(answers), total, note)
             lacking = sum(row["score"] is None for row in answers)
             stop_if_missing(
@@ -135,6 +143,12 @@ def _answers(
     return rows
 
 
+def _metric(spec: EvaluateSpec) -> str:
+    """What the mean of the scores is: the share of right answers, or of the marks to be had."""
+    graded = spec.rule.kind == "rule" and spec.rule.rule in GRADED
+    return "score" if graded else "accuracy"
+
+
 def _zeros(context: StageContext, ratios: tuple[int, ...]) -> dict[int, float]:
     folder = context.inputs.get("thresholds")
     if folder is None:
@@ -161,6 +175,6 @@ def _results(
                     "to have one. Look at evaluation.rule"
                 )
             continue
-        about = {"benchmark": spec.benchmark, "kind": kind, "metric": "accuracy", "ratio": ratio}
+        about = {"benchmark": spec.benchmark, "kind": kind, "metric": _metric(spec), "ratio": ratio}
         rows.append({**about, **found, "zeros": zeros[ratio]})
     return rows

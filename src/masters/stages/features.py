@@ -1,4 +1,4 @@
-"""Which models of a train stage keep the features of their pictures."""
+"""Which models keep the features of their pictures, in training and where they answer."""
 
 from __future__ import annotations
 
@@ -50,3 +50,22 @@ def keep_features(
         kept = store if again[role] or wanted != "auto" else none_kept
         found[role] = attach_features(model, kept, role, version=version)
     return {role: cache for role, cache in found.items() if cache is not None}
+
+
+def answer_features(
+    runtime: Runtime, teacher: MaskedTeacher, *, samples: int, asked: int, questions: int
+) -> FeatureCache | None:
+    """The cache of a model that answers, if pictures come again: for a prompt's samples, or later.
+
+    Args:
+        teacher: the model, masked or not.
+        samples: answers to each prompt, in one batch.
+        asked, questions: prompts in all, and how many of them differ but for the masking ratio.
+    """
+    again = asked >= (1 + SHARE) * questions and not teacher.masks_pictures
+    wanted = runtime.feature_cache_gb
+    if wanted == 0 or not (again or samples > 1):
+        return None
+    room = AUTO_GB if wanted == "auto" else wanted
+    store = FeatureStore(int(room * 1e9) if again else 0)
+    return attach_features(teacher.model, store, "model", version=teacher.picture_ratio)

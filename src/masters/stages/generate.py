@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from masters import curriculum
 from masters.artifacts import StageContext
@@ -16,54 +20,72 @@ from masters.errors import StageError
 from masters.generation.sampling import SampleKey, Sampling
 from masters.specs import GenerateSpec
 from masters.stages.answering import Answering, Job, open_answering
-from masters.stages.engine_check import refused
+from masters.stages.engine_check import engine_facts, refused
 
 #: A larger share of a shard's responses that a server gave none of stops the stage.
 MOST_FAILED = 0.05
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
-    """Appends whole shards of responses; shards that are there already are left as they are."""
+    """Makes whole shards of responses; shards that are there already are left as they are."""
     questions = open_questions(spec.data)
-    verify_images(questions, context.runtime.images_checked)
     plan = planned_pairs(spec, len(questions))
     starts = range(0, len(plan), spec.shard_questions)
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
-    missing = {path for path in paths if not path.exists()}
     parts = [plan[start : start + spec.shard_questions] for start in starts]
-    wanted = [_in_order(part) for path, part in zip(paths, parts, strict=True) if path in missing]
+    todo = {path: part for path, part in zip(paths, parts, strict=True) if not path.exists()}
     job = Job(
         spec=spec,
         context=context,
         questions=questions,
         sampling=_sampling(spec),
-        wanted=np.concatenate(wanted or [plan[:0]]),
+        plan=plan,
+        wanted=np.concatenate([_in_order(part) for part in todo.values()] or [plan[:0]]),
     )
-    tokens = cut = failed = done = 0
-    begin = time.perf_counter()
-    with open_answering(job) as answering:
-        for path, part in zip(paths, parts, strict=True):
-            if path in missing:
-                rows = []
-                for ratio, same in _by_ratio(part):
-                    rows += _respond(spec, answering, questions, same, ratio)
-                write_shard(path, rows, RESPONSES)
-            else:
-                rows = read_shard(path, RESPONSES).to_pylist()
-            tokens += sum(len(row["token_ids"]) for row in rows)
-            cut += sum(row["finish"] == "length" for row in rows)
-            failed += sum(row["finish"] == "failed" for row in rows)
-            done += len(part)
-            rate = done / (time.perf_counter() - begin)
-            context.progress(done, len(plan), f"{rate:.1f} questions/s")
+    facts = _make(job, todo) if todo else engine_facts(context.folder)
+    counts = _counted(paths)
+    if spec.engine != "server":
+        del counts["failed"]
     return {
         "questions": len(plan),
         "responses": len(plan) * spec.samples,
-        "tokens": tokens,
-        "cut_at_limit": cut,
-        **({"failed": failed} if spec.engine == "server" else {}),
+        **counts,
         "skipped_rows": questions.skipped,
-        **answering.facts(),
+        **facts,
+    }
+
+
+def _make(job: Job, todo: Mapping[Path, np.ndarray]) -> Mapping[str, Any]:
+    """Makes the shards of these (question index, ratio) pairs; returns what is said of that."""
+    verify_images(job.questions, job.context.runtime.images_checked)
+    total, done = sum(map(len, todo.values())), 0
+    begin = time.perf_counter()
+    with open_answering(job) as answering:
+        for path, part in todo.items():
+            rows: list[dict[str, object]] = []
+            for ratio, same in _by_ratio(part):
+                rows += _respond(job.spec, answering, job.questions, same, ratio)
+            write_shard(path, rows, RESPONSES)
+            done += len(part)
+            rate = done / (time.perf_counter() - begin)
+            job.context.progress(done, total, f"{rate:.1f} questions/s")
+    return answering.facts()
+
+
+def _counted(paths: Sequence[Path]) -> dict[str, int]:
+    """Tokens, and responses cut at the limit or failed, of all shards."""
+    tokens = 0
+    finishes: Counter[str] = Counter()
+    for path in paths:
+        table = read_shard(path, RESPONSES, ["token_ids", "finish"])
+        tokens += sum(
+            pc.call_function("list_value_length", [table.column("token_ids")]).to_pylist()
+        )
+        finishes.update(table.column("finish").to_pylist())
+    return {
+        "tokens": tokens,
+        "cut_at_limit": finishes["length"],
+        "failed": finishes["failed"],
     }
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from masters.artifacts import StageContext
 from masters.data.questions import Question, Questions
 from masters.data.sources import open_questions
@@ -17,6 +15,7 @@ from masters.data.tables import (
     KEY_COLUMNS,
     RESPONSES,
     REWARDS,
+    count_rows,
     list_shards,
     read_shard,
     write_shard,
@@ -38,7 +37,7 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
     questions = open_questions(spec.data)
     shards = list_shards(context.inputs["responses"] / "responses")
     paths = [context.folder / "rewards" / shard.name for shard in shards]
-    total = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    total = sum(count_rows(shard) for shard in shards)
     tally = _Tally()
 
     def told(more: int) -> None:
@@ -70,6 +69,7 @@ class _Tally:
 
     rows: int = 0
     right: int = 0
+    marks: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     judges: Counter[str] = field(default_factory=Counter)
@@ -77,6 +77,7 @@ class _Tally:
     def add(self, rows: Sequence[Row]) -> None:
         self.rows += len(rows)
         self.right += sum(row["reward"] == 1.0 for row in rows)
+        self.marks += sum(round(row["reward"] or 0.0, 6) for row in rows)  # stored in float32
         self.reasons.update(row["reason"] for row in rows)
         self.missing.update(row["reason"] for row in rows if row["reward"] is None)
         self.judges.update(row["judge"] for row in rows)
@@ -88,10 +89,12 @@ class _Tally:
         return f"{self.right / max(1, self.rows - lacking):.1%} right{said}"
 
     def metrics(self) -> dict[str, Any]:
+        judged = self.rows - self.missing.total()
         return {
             "responses": self.rows,
-            "right": self.right,
+            "right": self.right,  # full marks only: a graded rule gives part of them too
             "missing": self.missing.total(),
+            "mean_reward": self.marks / judged if judged else None,
             "reasons": dict(self.reasons),
             "missing_reasons": dict(self.missing),
             "judges": dict(self.judges),

@@ -13,7 +13,7 @@ from masters import curriculum
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
-from masters.evaluation.statistics import wilson
+from masters.evaluation.statistics import mean_score
 from masters.generation.engine import TransformersEngine
 from masters.models.load import DTYPES
 from masters.recipe import Grpo, Jsd, Nll
@@ -303,11 +303,11 @@ def _validator(
                 engine, prompts, indices, max_new_tokens=validation.max_new_tokens,
                 chunk=len(indices), encoded=encoded,
             )  # fmt: skip
-            right = sum(
-                verify(validation.rule.rule, completion.text, question).reward == 1.0
+            scores = [
+                verify(validation.rule.rule, completion.text, question).reward
                 for _, question, completion in answers
-            )
-        value, low, high = wilson(right, len(indices))
+            ]
+        value, low, high = mean_score(scores)
         return value, low, high, len(indices)
 
     return validate

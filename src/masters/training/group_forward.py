@@ -17,16 +17,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from masters.artifacts import atomic_write_text
 from masters.errors import ModelError
 from masters.models.families import family_of
 from masters.models.feature_cache import PICTURES, feature_cache
 from masters.models.memory import doing, is_out_of_memory
-from masters.models.packed_attention import LAYOUT, NAME, use_packed_attention
+from masters.models.output_head import whole_head
+from masters.models.packed_attention import (
+    DEVICES,
+    LAYOUT,
+    NAME,
+    has_cpu_kernels,
+    use_packed_attention,
+)
+from masters.models.packed_flex import check_kernel
 from masters.models.packing import attention_masks, lay_out, other_layers, packed_inputs
 from masters.models.sight import evaluating
 from masters.training.groups import Group, Rows, make_rows
+from masters.training.ranks import gathered, given_by
 from masters.training.student import autocast, response_states
 from masters.training.token_scores import ScoreSettings, token_scores
 
@@ -38,6 +48,8 @@ SHORT = 256
 TIMES_NOISE = 4.0
 FLOOR = 1e-4
 FIRST_USE = "first_use.json"
+#: Keys of a language model's configuration that make its attention more than a causal softmax.
+_MORE = ("attn_logit_softcapping", "attention_dropout")
 _LOG = logging.getLogger(__name__)
 
 Inputs = dict[str, Any]
@@ -135,13 +147,19 @@ def choose_form(vlm: Any, asked: str, *, tokens: int) -> tuple[Form, str]:
         config._attn_implementation in ("sdpa", NAME)
         and not family_of(vlm).bidirectional_images
         and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
+        and not any(getattr(config, key, None) for key in _MORE)
     )
-    able = plain and vlm.device.type == "cpu"
-    if asked == "attention" and not able:
+    if asked == "attention" and not (plain and vlm.device.type in DEVICES):
         return "mask", (
-            "its kernels are the CPU's" if plain else "the model needs more than causal sdpa"
+            f"the attention function computes on {' and '.join(DEVICES)}, not {vlm.device.type}"
+            if plain
+            else "the model needs more than causal sdpa"
         )
-    wanted = asked == "attention" or (asked == "auto" and able and tokens > SHORT)
+    # On CUDA a mask has sdpa make all T^2 pairs, at least twice what is seen: 6 % of the arithmetic
+    # of a 2B model at 1,500 tokens, 28 % at 16,000. Whether FlexAttention gains that much is not
+    # measured (benchmarks/gpu_suite.py would), so there it must be asked for.
+    long = vlm.device.type == "cpu" and tokens > SHORT
+    wanted = asked == "attention" or (asked == "auto" and plain and long)
     return ("attention" if wanted else "mask"), ""
 
 
@@ -156,6 +174,7 @@ def first_use(
     precision: torch.dtype,
     vocabulary: int,
     limit: int | None = None,
+    root: nn.Module | None = None,
 ) -> Verdict | None:
     """Compares packed rows with repeated ones on real groups and says which form to use.
 
@@ -163,32 +182,43 @@ def first_use(
     different shape (rows one at a time, two at a time, and padded to the packed row's length), or
     within 1e-4 nat. Where the attention function fails a mask may do, which is tried next.
 
+    Ranks that train together come here at the same time, each with groups of its own. All look at
+    those of one of them, in equally many passes, and a form that one rank finds wanting is none.
+
     Args:
         vlm: its attention is made ready for the form; dropout rests meanwhile.
         groups: of a first batch; the two with the most distinct responses are looked at.
         asked: auto, or a form.
         teacher: read the teachers' prompts.
         limit: distinct responses in one pass, as in the step; None: all.
+        root: the module through which ``vlm`` is used where that is wrapped or sharded; it is
+            called as a `Student` is.
 
     Returns:
         None where no group has two distinct responses: there is nothing to share yet.
     """
     looked_at = sorted(groups, key=_distinct, reverse=True)[:2]
-    if not looked_at or _distinct(looked_at[0]) < 2:
+    counts = gathered([_distinct(group) for group in looked_at])
+    if max(counts, default=[])[:1] <= [1]:
         return None
+    looked_at = given_by(counts.index(max(counts)), looked_at)
     rows = make_rows(looked_at)
     rows = rows if limit is None else rows.part(0, min(limit, len(rows.spans)))
-    form, reason = choose_form(
-        vlm, asked, tokens=max(_packed_tokens(group, teacher) for group in groups)
-    )
+    longest = gathered(max((_packed_tokens(group, teacher) for group in groups), default=0))
+    form, reason = choose_form(vlm, asked, tokens=max(longest))
 
     def scored(rows: Rows, form: Form, padding: int = 0) -> torch.Tensor:
-        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary, padding)
+        return _log_probs(vlm, rows, form, teacher, pad, precision, vocabulary, padding, root)
 
     def in_batches(size: int, padding: int = 0) -> torch.Tensor:
         starts = range(0, len(rows.spans), size)
         parts = [rows.part(u, min(u + size, len(rows.spans))) for u in starts]
         return torch.cat([scored(part, "repeat", padding) for part in parts])
+
+    def packed(form: Form) -> torch.Tensor:
+        if form == "attention" and not has_cpu_kernels(vlm.device):
+            _check_kernel(vlm, precision)
+        return scored(rows, form)
 
     if form == "repeat":
         return _said(vlm, Verdict(form=form, asked=asked, difference=0, noise=0, reason=reason))
@@ -199,13 +229,26 @@ def first_use(
         noise = max((repeated_N - other_N).abs().mean().item() for other_N in others)
         while form != "repeat":
             make_ready(vlm, form)
-            difference, why = _apart(repeated_N, lambda form=form: scored(rows, form), noise)
+            found = gathered(_apart(repeated_N, lambda form=form: packed(form), noise))
+            difference, why = next((one for one in found if one[1]), max(found))
             if not why:
                 break
             reason, form = why, "mask" if form == "attention" else "repeat"
     return _said(
         vlm,
         Verdict(form=form, asked=asked, difference=difference, noise=noise, reason=reason),
+    )
+
+
+def _check_kernel(vlm: Any, precision: torch.dtype) -> None:
+    config = vlm.config.get_text_config()
+    heads = config.num_attention_heads
+    check_kernel(
+        (heads, getattr(config, "num_key_value_heads", None) or heads),
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=vlm.dtype if precision == torch.float32 else precision,
+        device=vlm.device,
+        backward=any(parameter.requires_grad for parameter in vlm.parameters()),
     )
 
 
@@ -255,6 +298,7 @@ def _log_probs(
     precision: torch.dtype,
     vocabulary: int,
     padding: int,
+    root: nn.Module | None,
 ) -> torch.Tensor:
     """Log-prob [N] of each response token; ``padding``: so many columns more behind each row."""
     device = vlm.device
@@ -263,14 +307,16 @@ def _log_probs(
     )
     if padding:
         shape = inputs["input_ids"].shape
-        tensors = {name: x for name, x in inputs.items() if isinstance(x, torch.Tensor)}
-        by_token = [name for name, x in tensors.items() if x.shape == shape]
+        by_token = [n for n, value in inputs.items() if getattr(value, "shape", None) == shape]
         fill = {"input_ids": pad}
         for name in by_token:
             wider = torch.nn.functional.pad(inputs[name], (0, padding), value=fill.get(name, 0))
             inputs[name] = wider
+    targets_N = rows.targets_N.to(device)
+    settings = ScoreSettings(vocabulary=vocabulary, dtype=precision)
+    if root is not None:
+        return root(inputs, row_N, column_N, targets_N, None, None, settings)[1]
     with autocast(device, precision):
         hidden_ND = response_states(vlm, inputs, row_N, column_N)
-    head_VD = vlm.get_output_embeddings().weight.to(hidden_ND.device)
-    settings = ScoreSettings(vocabulary=vocabulary, dtype=precision)
-    return token_scores(hidden_ND, head_VD, None, None, rows.targets_N.to(device), settings)[1]
+    head_VD = whole_head(vlm, hidden_ND.device)
+    return token_scores(hidden_ND, head_VD, None, None, targets_N, settings)[1]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,7 +19,6 @@ from masters.models.feature_cache import FeatureCache
 from masters.models.load import TokenIds, save_model
 from masters.models.lora import save_adapter
 from masters.models.memory import doing
-from masters.read_ahead import ReadAhead
 from masters.teachers.masked import MaskedTeacher
 from masters.training.checkpoints import (
     Position,
@@ -29,6 +28,7 @@ from masters.training.checkpoints import (
     save_state,
     sync,
 )
+from masters.training.feed import Curriculum, Feed, Prepared, open_feed
 from masters.training.group_forward import Form, first_use, make_ready, write_verdicts
 from masters.training.groups import Group
 from masters.training.objective import StepSums
@@ -38,19 +38,7 @@ from masters.training.stored_signal import StoredSignal
 from masters.training.student import Student
 from masters.training.trackers import Tracker
 
-#: Groups of coming iterations, and how many of each were dropped.
-Feed = ReadAhead[int, tuple[list[Group], int]]
 LOGS = ("metrics.jsonl", "validation.jsonl")
-
-
-class Curriculum(Protocol):
-    """What is trained when: groups and masking ratio of each iteration."""
-
-    def ratio(self, iteration: int) -> int: ...
-
-    def groups(self, iteration: int) -> tuple[list[Group], int]:
-        """The kept groups of an iteration and how many were dropped."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +99,9 @@ class Trainer:
         group_forward: str = "repeat",
         features: Mapping[str, FeatureCache] | None = None,
     ) -> None:
-        self.student, self.signal, self.curriculum = student, teacher, curriculum
-        self.teacher = None if isinstance(teacher, StoredSignal) else teacher
+        self.student, self.curriculum = student, curriculum
+        self.stored = teacher if isinstance(teacher, StoredSignal) else None
+        self.teacher = teacher if isinstance(teacher, MaskedTeacher) else None
         self.ids, self.step, self.optimiser_settings, self.loop = ids, step, optimiser, loop
         self.folder, self.source, self.validate = folder, source, validate
         self.progress, self.trackers = progress, trackers
@@ -133,12 +122,8 @@ class Trainer:
         steps = self.loop.stop - self.loop.start
         if self.loop.validate_every and done == 0:
             self._validate(0)
-        feed: Feed = ReadAhead(
-            self.curriculum.groups,
-            range(self.loop.start + done, self.loop.stop),
-            workers=self.loop.workers,
-            size=_bytes,
-        )
+        coming = range(self.loop.start + done, self.loop.stop)
+        feed = open_feed(self.curriculum, self.stored, coming, workers=self.loop.workers)
         with feed:
             while done < steps:
                 metrics = self._iteration(self.loop.start + done, feed)
@@ -158,30 +143,28 @@ class Trainer:
 
     def _iteration(self, i: int, feed: Feed) -> dict[str, float]:
         begin = time.perf_counter()
-        groups, dropped = feed.take(i)
+        prepared = feed.take(i)
+        groups, stored = prepared.groups, prepared.signal
         waited = time.perf_counter() - begin
         ratio = self.curriculum.ratio(i)
         before = self._pictures()
         masking = {"mask_bytes_read": 0.0, "mask_seconds": 0.0}
-        if self.signal is not None:
-            masked = self.teacher
-            bytes_before, seconds_before = (masked.bytes_read, masked.seconds) if masked else (0, 0)
-            self.signal.set_ratio(ratio)
-            if masked is not None:
-                masking = {
-                    "mask_bytes_read": masked.bytes_read - bytes_before,
-                    "mask_seconds": masked.seconds - seconds_before,
-                }
-        if groups and not self.forms:
+        if self.teacher is not None:
+            bytes_before, seconds_before = self.teacher.bytes_read, self.teacher.seconds
+            self.teacher.set_ratio(ratio)
+            masking = {
+                "mask_bytes_read": self.teacher.bytes_read - bytes_before,
+                "mask_seconds": self.teacher.seconds - seconds_before,
+            }
+        if not self.forms:
             self._first_use(groups)
         sums = StepSums()
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
         for part in self.optimiser.param_groups:
             part["lr"] = rate
-        norm = self._step(i, groups, sums) if groups else 0.0
+        norm = self._step(i, prepared, sums) if groups else 0.0
         found, looked_for = (now - old for now, old in zip(self._pictures(), before, strict=True))
         seconds = time.perf_counter() - begin
-        stored = self.signal if isinstance(self.signal, StoredSignal) else None
         return {
             **{f"loss/{name}": value for name, value in sums.loss.items()},
             "loss/total": sums.loss.get("total", 0.0),
@@ -190,7 +173,7 @@ class Trainer:
             **{f"reward/{name}": fmean(values) for name, values in sums.rewards.items()},
             **{f"entropy/{n}": total / max(1, sums.scored) for n, total in sums.entropy.items()},
             "groups/without_signal": sums.silent_groups / max(1, sums.groups),
-            "groups/dropped": dropped,
+            "groups/dropped": prepared.dropped,
             "kl/max": sums.kl_max,
             **_bounds(sums),
             "mask/ratio": ratio / 10_000,
@@ -222,6 +205,7 @@ class Trainer:
                 model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
                 precision=self.student.precision, vocabulary=self.step.vocabulary,
                 limit=self.step.micro_batch_responses,
+                root=self.student if name == "student" else None,
             )
             for name, model in models.items()
         }  # fmt: skip
@@ -251,13 +235,14 @@ class Trainer:
         if self.teacher is not None:
             make_ready(self.teacher.model, self.step.teacher_form)
 
-    def _step(self, i: int, groups: list[Group], sums: StepSums) -> float:
+    def _step(self, i: int, prepared: Prepared, sums: StepSums) -> float:
         """One optimiser step; returns the gradient norm before clipping."""
+        groups = prepared.groups
         try:
             with doing(f"training on step {i + 1}"):
                 accumulate(
                     self.student,
-                    self.signal,
+                    prepared.signal or self.teacher,
                     groups,
                     ids=self.ids,
                     settings=self.step,
@@ -296,7 +281,7 @@ class Trainer:
 
     def _checkpoint(self, done: int) -> None:
         at = self.loop.start + done
-        ratio = self.signal.ratio if self.signal else 0
+        ratio = self.curriculum.ratio(at - 1) if done else 0
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
@@ -361,11 +346,6 @@ class Trainer:
                 for name, cache in self.features.items()
             },
         }
-
-
-def _bytes(made: tuple[list[Group], int]) -> int:
-    prompts = [p for group in made[0] for p in (group.student_prompt, group.teacher_prompt)]
-    return sum(prompt.size for prompt in prompts if prompt is not None)
 
 
 def _bounds(sums: StepSums) -> dict[str, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -26,8 +26,9 @@ from safetensors.torch import load_file, save_file
 from masters.artifacts import atomic_write_text
 from masters.data.tables import SIGNALS, read_shards, shard_name, write_shard
 from masters.errors import StageError
+from masters.models.devices import to_device
 from masters.training.checkpoints import sync
-from masters.training.groups import Rows
+from masters.training.groups import Group, Rows
 from masters.training.teacher_signal import HiddenTokens, TeacherTokens
 from masters.training.topk_scores import TopTokens
 
@@ -37,6 +38,13 @@ HEAD = Path("head") / "weight.safetensors"
 OPEN_SHARDS = 64
 
 Kind = Literal["hidden", "topk"]
+#: A question's id and the token ids of a response to it.
+Answer = tuple[str, tuple[int, ...]]
+#: The tensors of a shard.
+TENSORS: Mapping[Kind, tuple[str, ...]] = {
+    "hidden": ("states",),
+    "topk": ("logits", "ids", "rest"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +191,55 @@ def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 # ----------------------------------------------------------------------------------------- reading
 
 
-class StoredSignal:
-    """A stored signal as a step asks for it: a ``TeacherSignal`` without a teacher.
+class StepSignal:
+    """What is stored of one step's responses, in memory: a ``TeacherSignal`` without a teacher.
 
-    The index takes 24 bytes a sequence in memory; tokens are read from mapped files when asked for.
+    Args:
+        parts: the stored tensors, rows of one sequence behind those of another.
+        spans: for each (question id, token ids), its rows [start, stop).
+        head: gives the teacher's head on a device; None where whole distributions are not stored.
+
+    Attributes:
+        seconds: what asking took so far.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        spans: Mapping[Answer, tuple[int, int]],
+        head: Callable[[torch.device], torch.Tensor] | None,
+    ) -> None:
+        self.seconds = 0.0
+        self._parts, self._spans, self._head = parts, spans, head
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(part.nbytes for part in self._parts.values())
+
+    def tokens(self, rows: Rows, home: torch.device) -> TeacherTokens:
+        """See ``TeacherSignal``."""
+        begin = time.perf_counter()
+        spans = [self._spans[answer] for answer in rows.sequences()]
+        found = to_device(
+            {
+                name: torch.cat([part[start:stop] for start, stop in spans])
+                for name, part in self._parts.items()
+            },
+            home,
+        )
+        if self._head is not None:
+            known = HiddenTokens(states_ND=found["states"], head_VD=self._head(home))
+        else:
+            known = TopTokens(logits_NK=found["logits"], ids_NK=found["ids"], rest_N=found["rest"])
+        self.seconds += time.perf_counter() - begin
+        return known
+
+
+class StoredSignal:
+    """A stored signal, from which threads read what coming steps will ask for.
+
+    The index takes 24 bytes a sequence in memory; tokens are read from mapped files.
 
     Args:
         folder: of a finished signal stage.
@@ -197,8 +250,6 @@ class StoredSignal:
 
     def __init__(self, folder: Path) -> None:
         self.manifest = load_manifest(folder)
-        self.ratio = 0
-        self.seconds = 0.0
         self._folder = folder
         self._read_index()
         self._heads: dict[torch.device, torch.Tensor] = {}
@@ -212,43 +263,40 @@ class StoredSignal:
         self._keys, self._shard, self._start = keys[order], shards[order], starts[order]
         self._length = (stops - starts)[order].astype(np.int32)
 
-    def set_ratio(self, ratio: int) -> None:
-        """The masking ratio (per 10,000) at which the teacher is asked from now on.
+    def read(self, groups: Sequence[Group], ratio: int) -> StepSignal:
+        """What the teacher says of these groups at a masking ratio (per 10,000), copied to memory.
 
         Raises:
-            StageError: nothing is stored at it.
+            StageError: nothing is stored at the ratio, or a sequence is not stored at it.
         """
         check_manifest(self._folder, self.manifest, ratios=(ratio,))
-        self.ratio = ratio
+        hidden = self.manifest.kind == "hidden"
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in TENSORS[self.manifest.kind]}
+        spans: dict[Answer, tuple[int, int]] = {}
+        at = 0
+        for answer in (
+            (group.question_id, response.token_ids)
+            for group in groups
+            for response in group.responses
+        ):
+            if answer in spans:
+                continue
+            length = len(answer[1])
+            shard, start = self._find(*answer, ratio)
+            for name, part in parts.items():
+                part.append(self._slice(shard, name, start, start + length))
+            spans[answer] = (at, at + length)
+            at += length
+        read = {name: torch.cat(part) for name, part in parts.items() if part}
+        return StepSignal(read, spans, self._head if hidden else None)
 
-    def tokens(self, rows: Rows, home: torch.device) -> TeacherTokens:
-        """See ``TeacherSignal``.
-
-        Raises:
-            StageError: a sequence is not stored at the ratio.
-        """
-        begin = time.perf_counter()
-        names = ("states",) if self.manifest.kind == "hidden" else ("logits", "ids", "rest")
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        for question_id, ids in rows.sequences():
-            shard, start = self._find(question_id, ids)
-            for name in names:
-                parts[name].append(self._slice(shard, name, start, start + len(ids)))
-        found = {name: torch.cat(part).to(home) for name, part in parts.items()}
-        if self.manifest.kind == "hidden":
-            known = HiddenTokens(states_ND=found["states"], head_VD=self._head(home))
-        else:
-            known = TopTokens(logits_NK=found["logits"], ids_NK=found["ids"], rest_N=found["rest"])
-        self.seconds += time.perf_counter() - begin
-        return known
-
-    def _find(self, question_id: str, ids: tuple[int, ...]) -> tuple[int, int]:
-        key = sequence_key(question_id, self.ratio, ids)
+    def _find(self, question_id: str, ids: tuple[int, ...], ratio: int) -> tuple[int, int]:
+        key = sequence_key(question_id, ratio, ids)
         at = int(np.searchsorted(self._keys, key))
         if at == len(self._keys) or self._keys[at] != key or self._length[at] != len(ids):
             raise StageError(
                 f"{self._folder}: holds no teacher signal for a response of {len(ids)} tokens to "
-                f"question {question_id} at masking ratio {self.ratio}/10000, which the plan has. "
+                f"question {question_id} at masking ratio {ratio}/10000, which the plan has. "
                 "A shard is missing, or the responses were made anew: delete the folder and run "
                 "again"
             )

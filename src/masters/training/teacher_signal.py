@@ -8,13 +8,13 @@ vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol
 
 import torch
 
 from masters.models.load import TokenIds
 from masters.models.memory import doing
+from masters.models.output_head import whole_head
 from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
 from masters.training.groups import Rows
@@ -88,15 +88,6 @@ def teacher_states(
         return response_states(model, inputs, row_N, column_N).to(home)
 
 
-#: Output heads of teachers that live on another device than their student; no mask touches a head.
-_HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
-
-
 def teacher_head(teacher: MaskedTeacher, home: torch.device) -> torch.Tensor:
-    """The teacher's output head [V, D_T] on the student's device, brought there once."""
-    head: Any = teacher.model.get_output_embeddings()
-    if head.weight.device == home:
-        return head.weight
-    if head not in _HEADS or _HEADS[head].device != home:
-        _HEADS[head] = head.weight.detach().to(home)
-    return _HEADS[head]
+    """The teacher's output head [V, D_T] on the student's device."""
+    return whole_head(teacher.model, home)

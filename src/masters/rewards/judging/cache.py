@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from masters.data.answers import accepted_answers
 from masters.errors import StageError
 from masters.rewards.judging.items import JudgeItem, JudgeVerdict
 
@@ -47,7 +49,8 @@ class KeptVerdict:
     Args:
         judge: the asker's name.
         prompt: the prompts' version and digest.
-        question_id, question, choices, label, response: what was judged.
+        question_id, question, choices, response: what was judged.
+        label: each answer that was right, a line each.
         first_reply: the last try's first call, whole; empty where there was no reply.
         second_reply: of the second call; empty where it did not come to that.
         attempts: how many tries it took.
@@ -72,7 +75,7 @@ def verdict_key(item: JudgeItem, judge: str, prompt: str) -> str:
     """Hash of everything a verdict depends on: judge, prompts, question, label, response."""
     question = item.question
     asked = [question.id, question.text, *question.choices]
-    content = json.dumps([judge, prompt, asked, question.label, item.response])
+    content = json.dumps([judge, prompt, asked, accepted_answers(question), item.response])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -120,8 +123,20 @@ class VerdictCache:
         self._database.execute("COMMIT")
         # Readers and a writer do not wait for each other; where the file system knows no WAL,
         # SQLite stays with its journal.
-        self._pragma("journal_mode = WAL")
+        self._share()
         self._pragma("synchronous = NORMAL")
+
+    def _share(self) -> None:
+        # Changing the journal does not wait for a process that is opening the file too.
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._pragma("journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def find(self, key: str) -> KeptVerdict | None:
         """The verdict of a key; None where there is none or it is missing."""

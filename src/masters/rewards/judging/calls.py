@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from masters.data.answers import accepted_answers
 from masters.data.questions import IMAGE_MARKER
 from masters.errors import StageError
 from masters.rewards.judging.asking import Chat, Message
@@ -90,15 +91,15 @@ def first_call(
         attempt: 0 for the first try.
         cause: why the try before could not be used; words of ours.
     """
-    question, label = _question(item), item.question.label or ""
-    mark = mark_of([question, label, item.response], f"explain {attempt}")
+    question, labels = _question(item), accepted_answers(item.question)
+    mark = mark_of([question, *labels, item.response], f"explain {attempt}")
     again = _filled(prompts.again, {"attempt": str(attempt + 1), "cause": cause}) + "\n"
     text = _filled(
         prompts.explain,
         {
             "mark": mark,
             "question": block("question", question, mark),
-            "reference": block("reference answer", label, mark),
+            "reference": _references(labels, mark),
             "response": block("response", item.response, mark, cut=True),
             "again": again if attempt else "",
         },
@@ -125,6 +126,14 @@ def _question(item: JudgeItem) -> str:
         for index, choice in enumerate(item.question.choices)
     ]
     return "\n".join([text, *options])
+
+
+def _references(labels: Sequence[str], mark: str) -> str:
+    """A block for each: one list of them would read as if all had to be said."""
+    titles = ["reference answer", *["another reference answer, any one will do"] * len(labels)]
+    return "\n\n".join(
+        block(title, label, mark) for title, label in zip(titles, labels, strict=False)
+    )
 
 
 def _filled(template: str, slots: Mapping[str, str]) -> str:

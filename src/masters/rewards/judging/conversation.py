@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from masters.data.answers import accepted_answers
 from masters.errors import DataError, StageError
 from masters.rewards.judging.asking import Asker, Chat, Reply
 from masters.rewards.judging.cache import KeptVerdict, VerdictCache, verdict_key
@@ -167,7 +168,7 @@ class _Conversation:
             question_id=question.id,
             question=question.text,
             choices=question.choices,
-            label=question.label or "",
+            label="\n".join(accepted_answers(question)),
             response=self._item.response,
             verdict=JudgeVerdict(reward=reward, reason=reason, explanation=explanation),
             first_reply=first,

@@ -32,9 +32,18 @@ def visible(text: str) -> str:
     compatibility forms matter (10\u00b2 is not 102), and words of other alphabets are words.
     """
     text = _LINE_ENDS.sub("\n", text)
-    if text.isascii() and text.isprintable():
-        return text.strip()
-    return "".join(map(_shown, text)).strip()
+    return text.translate(_SHOWN).strip()
+
+
+class _Shown(dict[int, str]):
+    """What is left of each character, worked out when one is first met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _shown(chr(code))
+        return self[code]
+
+
+_SHOWN = _Shown()
 
 
 def _shown(character: str) -> str:

@@ -29,18 +29,19 @@ def read_explanation(reply: str, mark: str) -> Reading:
     reply does not follow its instructions, and nobody knows which one was meant.
     """
     name = f"answer-{re.escape(mark)}"
-    tags = re.findall(rf"<\s*/?\s*{name}\s*>", reply, flags=re.IGNORECASE)
-    match = re.search(rf"<{name}>\s*([^<>]*?)\s*</{name}>", reply)
+    tags = re.findall(rf"<[\s/]*{name}\s*>", reply, flags=re.IGNORECASE)
+    match = re.search(rf"<{name}>([^<>]*)</{name}>", reply)
     if not tags:
         return Reading(score=None, problem="no answer tag")
     if len(tags) > 2:
         return Reading(score=None, problem="several answer tags")
     if match is None:
         return Reading(score=None, problem="broken answer tag")
-    if match[1] not in ("0", "1"):
+    score = match[1].strip()
+    if score not in ("0", "1"):
         return Reading(score=None, problem="tag holds neither 0 nor 1")
     explanation = (reply[: match.start()] + reply[match.end() :]).strip()
-    return Reading(score=int(match[1]), explanation=explanation)
+    return Reading(score=int(score), explanation=explanation)
 
 
 def read_score(reply: str) -> Reading:

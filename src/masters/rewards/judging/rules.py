@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from masters.data.answers import accepted_answers
 from masters.data.questions import Question
 from masters.rewards.judging.items import JudgeItem, JudgeVerdict
 from masters.rewards.judging.material import visible
@@ -33,14 +34,20 @@ _SHARE = 2 / 3
 
 def without_judge(item: JudgeItem, *, rules_first: bool) -> JudgeVerdict | None:
     """The verdict of a rule that leaves no doubt; None for what the judge must read."""
-    response, label = visible(item.response), visible(item.question.label or "")
+    response = visible(item.response)
+    labels = [visible(label) for label in accepted_answers(item.question)]
     if not response:
         return _verdict(0.0, "empty")
-    if rules_first and _same(response) == _same(label):
+    if rules_first and _same(response) in map(_same, labels):
         return _verdict(1.0, "same text")
-    if is_repetitive(response) and not is_repetitive(label):
+    if is_repetitive(response) and not any(map(is_repetitive, labels)):
         return _verdict(0.0, "repetitive")
-    return _exact(response, label, item.question) if rules_first else None
+    if not rules_first:
+        return None
+    found = [_exact(response, label, item.question) for label in labels]
+    # Right by one answer is right; wrong is only what is wrong by every one of them.
+    right = (one for one in found if one is not None and one.reward)
+    return next(right, None if None in found else found[0] if found else None)
 
 
 def is_repetitive(text: str) -> bool:

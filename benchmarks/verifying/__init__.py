@@ -1,0 +1,1 @@
+"""Cases, toolkits and explanations of `benchmarks/verifiers.py`."""

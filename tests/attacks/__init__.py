@@ -1,0 +1,1 @@
+"""Responses that try to be judged right without being right."""

@@ -1,0 +1,1 @@
+"""A stand-in for lmms-eval in tests: takes its command line and copies made-up results."""
