@@ -33,8 +33,8 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "benchmarks", "calibrate", "data", "decisions", "engines",
-            "evaluation", "families", "gpu", "judge", "judging", "masks", "methods", "serving",
-            "verifiers",
+            "evaluation", "families", "gpu", "judge", "judging", "masks", "methods", "scaling",
+            "serving", "verifiers",
         )  # fmt: skip
     ),
 )

@@ -33,7 +33,7 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     starts = range(0, len(plan), spec.shard_questions)
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
     parts = [plan[start : start + spec.shard_questions] for start in starts]
-    todo = {path: part for path, part in zip(paths, parts, strict=True) if not path.exists()}
+    todo = {paths[n]: parts[n] for n in context.part.take(paths)}
     job = Job(
         spec=spec,
         context=context,
@@ -42,7 +42,9 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         plan=plan,
         wanted=np.concatenate([_in_order(part) for part in todo.values()] or [plan[:0]]),
     )
-    facts = _make(job, todo) if todo else engine_facts(context.folder)
+    idle = {"seconds_waiting": 0.0} if spec.engine == "transformers" else {}
+    facts = _make(job, todo) if todo else {**idle, **engine_facts(context.folder)}
+    context.part.finish(paths)
     counts = _counted(paths)
     if spec.engine != "server":
         del counts["failed"]

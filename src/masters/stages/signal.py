@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from masters import curriculum
 from masters.artifacts import StageContext
+from masters.data.questions import Questions
 from masters.data.sources import open_questions
 from masters.data.tables import SIGNALS, read_shards
 from masters.models.encode import pad_rows
@@ -34,10 +36,11 @@ from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, first_use, make_ready, read_forms, write_verdicts
 from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.stored_signal import (
+    MANIFEST,
     Manifest,
+    index_file,
     save_head,
     save_manifest,
-    shard_is_whole,
     write_signal_shard,
 )
 from masters.training.student import autocast
@@ -53,6 +56,23 @@ def run(spec: SignalSpec, context: StageContext) -> dict[str, Any]:
     The (question, ratio) pairs come in the order of training, so the mask falls as it does there.
     """
     questions = open_questions(spec.data)
+    plan = curriculum.pairs(spec.schedule, len(questions), spec.start, spec.stop)
+    starts = range(0, len(plan), spec.shard_questions)
+    paths = [index_file(context.folder, n) for n in range(len(starts))]
+    todo = {n: plan[starts[n] : starts[n] + spec.shard_questions] for n in context.part.take(paths)}
+    made = _make(spec, context, questions, plan, todo) if todo else {}
+    context.part.finish(paths)
+    return {"questions": len(plan), **_counted(context.folder), **made}
+
+
+def _make(
+    spec: SignalSpec,
+    context: StageContext,
+    questions: Questions,
+    plan: np.ndarray,
+    todo: Mapping[int, np.ndarray],
+) -> dict[str, Any]:
+    """Makes these shards; returns what was counted on the way."""
     opened = open_model(
         model_folder(spec.teacher, context.inputs), spec.prompt, context.runtime,
         precision=spec.precision, teacher=True,
@@ -67,16 +87,29 @@ def run(spec: SignalSpec, context: StageContext) -> dict[str, Any]:
         if f"responses.{side}" in context.inputs:
             check_stored(context.inputs[f"responses.{side}"], opened, student, both.common)
     writer = _Writer(spec, context, open_teacher(opened, context), prompts, both)
-    plan = curriculum.pairs(spec.schedule, len(questions), spec.start, spec.stop)
     writer.describe(opened.ids.banned, sorted(set(plan[:, 1].tolist())))
+    total, done = sum(map(len, todo.values())), 0
     begin = time.perf_counter()
-    for shard, start in enumerate(range(0, len(plan), spec.shard_questions)):
-        part = plan[start : start + spec.shard_questions]
-        if not shard_is_whole(context.folder, shard):
-            writer.write(shard, part)
-        rate = (start + len(part)) / (time.perf_counter() - begin)
-        context.progress(start + len(part), len(plan), f"{rate:.1f} questions/s")
-    return writer.counted(plan)
+    for shard, part in todo.items():
+        writer.write(shard, part)
+        done += len(part)
+        rate = done / (time.perf_counter() - begin)
+        context.progress(done, total, f"{rate:.1f} questions/s")
+    return writer.counted()
+
+
+def _counted(folder: Path) -> dict[str, Any]:
+    """Sequences, tokens and bytes of all shards."""
+    table = read_shards(folder / "index", SIGNALS, ["start", "stop"])
+    start, stop = (table.column(name).to_numpy() for name in ("start", "stop"))
+    tokens = int((stop - start).sum())
+    held = sum(path.stat().st_size for path in (folder / "tokens").glob("*.safetensors"))
+    return {
+        "sequences": len(table),
+        "tokens": tokens,
+        "bytes": held,
+        "bytes_per_token": round(held / max(1, tokens), 1),
+    }
 
 
 class _Writer:
@@ -128,6 +161,9 @@ class _Writer:
             k=None if spec.k is None else min(spec.k, self._both.common),
             temperature=spec.temperature,
         )
+        # The manifest comes last: where it is, the head is whole, and another worker's.
+        if (context.folder / MANIFEST).exists():
+            return
         if spec.signal == "hidden":
             save_head(context.folder, head_VD[: self._both.common].to(self._precision))
         save_manifest(context.folder, manifest)
@@ -177,20 +213,10 @@ class _Writer:
                 write_verdicts(self._context.folder, {self._seen_as: verdict})
                 self._form = verdict.form
 
-    def counted(self, plan: np.ndarray) -> dict[str, Any]:
-        """What the stage's record keeps."""
-        folder, stored = self._context.folder, self._stored.values()
-        table = read_shards(folder / "index", SIGNALS, ["start", "stop"])
-        start, stop = (table.column(name).to_numpy() for name in ("start", "stop"))
-        tokens = int((stop - start).sum())
-        held = sum(path.stat().st_size for path in (folder / "tokens").glob("*.safetensors"))
+    def counted(self) -> dict[str, Any]:
+        """What was met while writing."""
         return {
-            "questions": len(plan),
-            "sequences": len(table),
-            "tokens": tokens,
-            "bytes": held,
-            "bytes_per_token": round(held / max(1, tokens), 1),
-            "responses_outside_vocabulary": sum(index.outside for index in stored),
+            "responses_outside_vocabulary": sum(index.outside for index in self._stored.values()),
             "mask_bytes_read": self._teacher.bytes_read,
             "mask_seconds": self._teacher.seconds,
         }
