@@ -42,7 +42,8 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
         plan=plan,
         wanted=np.concatenate([_in_order(part) for part in todo.values()] or [plan[:0]]),
     )
-    facts = _make(job, todo) if todo else engine_facts(context.folder)
+    idle = {"seconds_waiting": 0.0} if spec.engine == "transformers" else {}
+    facts = _make(job, todo) if todo else {**idle, **engine_facts(context.folder)}
     counts = _counted(paths)
     if spec.engine != "server":
         del counts["failed"]
