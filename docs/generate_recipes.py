@@ -184,6 +184,8 @@ def _type(hint: Any, sections: dict[type[BaseModel], list[str]], limits: Sequenc
         if arguments[-1] is Ellipsis:
             return f"list of {_type(arguments[0], sections)}"
         return f"list of {len(arguments)}: {_type(arguments[0], sections)}"
+    if origin is dict:
+        return "keys and values"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         title = _title(hint, sections)
         shown = title.rpartition(" of kind ")[2]

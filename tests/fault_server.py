@@ -156,6 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = body["messages"][-1]["content"]
         question = content if isinstance(content, str) else content[-1]["text"]
         headers = {name.lower(): value for name, value in self.headers.items()}
+        self.body = body
         nth = self.owner.begins(question, headers, body)
         try:
             if self.owner.hold:
@@ -197,6 +198,43 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, question: str) -> None:
         self._send(self._reply(question))
         self.owner.gave(question)
+
+    def many(self, question: str) -> None:
+        """As many answers as asked for, each drawn by its own seed, as vLLM does."""
+        self._drawn(question, range(self.body.get("n", 1)))
+
+    def one(self, question: str) -> None:
+        """One answer, however many were asked for."""
+        self._drawn(question, range(1))
+
+    def one_at_a_time(self, question: str) -> None:
+        """Status 400 where several are asked for."""
+        if "n" in self.body:
+            self._does((400, {}), question)
+        else:
+            self.one(question)
+
+    def _drawn(self, question: str, samples: range, **changes: Any) -> None:
+        """Answers that tell the seed they were drawn from; their tokens are characters."""
+        choices = []
+        for i in samples:
+            text = f"{question}:{self.body['seed'] + i}"
+            message = {"role": "assistant", "content": text}
+            choice = {"index": i, "message": message, "finish_reason": "stop", **changes}
+            if self.body.get("logprobs"):
+                tokens = [{"token": t, "logprob": -0.5} for t in [*text, "<end>"]]
+                choice["logprobs"] = {"content": tokens}
+            choices.append(choice)
+        self._send(self._reply(question, choices=choices))
+        self.owner.gave(question)
+
+    def cut(self, question: str) -> None:
+        """One answer, stopped by the limit."""
+        self._drawn(question, range(1), finish_reason="length")
+
+    def tool(self, question: str) -> None:
+        """One that ended in a way no answer should."""
+        self._drawn(question, range(1), finish_reason="tool_calls")
 
     def list(self, question: str) -> None:
         self._send(json.dumps({"data": [{"id": self.owner.served}]}).encode())

@@ -34,7 +34,7 @@ _MODEL_TEXTS = (
     "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
-_LATER = frozenset({"judge"})
+_LATER = frozenset({"judge", "served"})
 """Keys that came after the first stages were written: where they say nothing they are left out, and
 those stages keep their fingerprints."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")

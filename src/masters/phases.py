@@ -10,6 +10,7 @@ from masters.curriculum import iterations, mask_stages
 from masters.drafts import WHOLE_ONLY, Draft, Drafts, Opened, as_role
 from masters.evaluation_drafts import draft_evaluations
 from masters.lineage import STUDENT, Version
+from masters.ratios import ratio_parts
 from masters.recipe import Phase, Recipe
 from masters.recipe_checks import compares
 from masters.specs import (
@@ -19,6 +20,7 @@ from masters.specs import (
     ModelRef,
     Schedule,
     ScoreSpec,
+    ServedRatio,
     Side,
     SignalSpec,
     TrainSpec,
@@ -103,13 +105,14 @@ class _Phase:
             assert teacher is not None
             model, inputs = self.drafts.model(teacher, "model")
             whole = Stretch(suffix="", start=0, stop=self.total, round=0)
-            stage = self.generate("teacher", whole, (model, {**inputs, **thresholds}))
+            opened = model, {**inputs, **thresholds}
+            stage = self.generate("teacher", whole, teacher, opened)
             shared = self.judged_and_scored("teacher", "", stage)
         student = self.drafts.model(self.learner, "student")
         for stretch in self.stretches():
             own: dict[str, str] = {}
             if self.asks and responses.student > 0:
-                stage = self.generate("student", stretch, as_role("model", student))
+                stage = self.generate("student", stretch, self.learner, as_role("model", student))
                 own = self.judged_and_scored("student", stretch.suffix, stage)
             reference, inputs = student
             read = {**inputs, **thresholds, **shared, **own}
@@ -127,11 +130,13 @@ class _Phase:
             for m, (_, first, stop) in enumerate(mask_stages(self.schedule, self.total))
         ]
 
-    def generate(self, source: Side, stretch: Stretch, model: Opened) -> str:
-        """The stage in which ``model`` answers; returns its name."""
+    def generate(self, source: Side, stretch: Stretch, version: Version, model: Opened) -> str:
+        """The stage in which ``version``, opened as ``model``, answers; returns its name."""
         responses, schedule = self.method.responses, self.schedule
         if source == "student":
             schedule = schedule.model_copy(update={"ratios": WHOLE_ONLY})
+        served = self.served(version, schedule.ratios)
+        engine = responses.engine
         reference, inputs = model
         spec = GenerateSpec(
             source=source,
@@ -149,11 +154,24 @@ class _Phase:
             top_k=responses.top_k,
             repetition_penalty=responses.repetition_penalty,
             max_new_tokens=responses.max_new_tokens,
-            engine=responses.engine,
+            engine="transformers" if engine == "server" and served is None else engine,
+            served=served,
             precision=responses.precision or self.drafts.precision,
             on_full_cross=responses.full_cross and source == "teacher",
         )
         return self.drafts.add(f"generate/{self.name}/{source}{stretch.suffix}", spec, inputs)
+
+    def served(self, version: Version, ratios: tuple[int, ...]) -> tuple[ServedRatio, ...] | None:
+        """The server's names for the model; None where no server has it, as for a trained one."""
+        if version.phase is not None:
+            return None
+        names = {
+            ratio_parts(served.ratio): served.name
+            for served in self.method.responses.served
+            if served.model == version.model
+        }
+        found = tuple(ServedRatio(ratio=r, model=names[r]) for r in ratios if r in names)
+        return found or None
 
     def judged_and_scored(self, source: Side, suffix: str, responses: str) -> dict[str, str]:
         """The train inputs that come from one store of responses."""

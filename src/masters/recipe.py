@@ -16,6 +16,7 @@ from masters import recipe_checks, recipe_errors, recipe_file
 from masters.errors import RecipeError
 from masters.parts import PARTS, Part
 from masters.ratios import mask_ratios
+from masters.recipe_engines import Served, Vllm
 from masters.recipe_judge import Judge as Judge
 from masters.recipe_judge import ServerAddress
 from masters.recipe_parts import Columns as Columns
@@ -193,7 +194,11 @@ class Responses(Section):
     repetition_penalty: Positive = 1.05
     max_new_tokens: Count = 256
     """The longest response, in tokens."""
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    """Who computes them: transformers in this process; vllm: ``runtime.vllm``; server: what
+    ``runtime.server`` serves of ``served``, and transformers for the models not named there."""
+    served: tuple[Served, ...] = ()
+    """With engine: server, what the server calls each model at each masking ratio."""
     precision: Precision | None = None
     """null: the optimiser's."""
     resample: Literal["phase", "mask_stage"] = "phase"
@@ -403,7 +408,12 @@ class Runtime(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who reads metrics.jsonl along, where installed."""
     server: ServerAddress | None = None
-    """Where a judge with model: server is."""
+    """Where a judge with model: server is, and what answers with engine: server."""
+    vllm: Vllm | None = None
+    """Where vLLM is, for engine: vllm."""
+    engine_check: bool = True
+    """Before vLLM or a server answers, compare a sample of it with transformers: loads the model
+    here. false, where it has no room: what is served is taken on trust, and the record says so."""
 
 
 class Recipe(Section):

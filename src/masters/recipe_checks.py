@@ -10,10 +10,20 @@ from masters import lineage
 from masters.errors import RecipeError
 from masters.lineage import MARK, STUDENT
 from masters.parts import PARTS
-from masters.ratios import mask_ratios
+from masters.ratios import mask_ratios, ratio_parts, ratio_text
 
 if TYPE_CHECKING:
     from masters.recipe import AccuracyRule, Mask, Method, ModelSource, Phase, Recipe
+
+
+#: Arguments of ``vllm.LLM`` that are no runtime settings.
+_NOT_RUNTIME = frozenset(
+    {
+        "model", "tokenizer", "revision", "dtype", "quantization", "kv_cache_dtype",
+        "generation_config", "override_generation_config", "logprobs_mode", "hf_overrides", "seed",
+        "enable_lora", "speculative_config",
+    }
+)  # fmt: skip
 
 
 def _wrong(at: tuple[str | int, ...], said: str) -> PydanticCustomError:
@@ -47,6 +57,7 @@ def consistent(recipe: Recipe) -> None:
     _teachers_named(recipe)
     _trainable_by(recipe)
     _judges(recipe)
+    _engines(recipe)
     _terms_fed(recipe.method)
     _storable(recipe.method)
     for index, phase in enumerate(recipe.method.phases):
@@ -181,6 +192,79 @@ def _judges(recipe: Recipe) -> None:
                 f"is 'teacher', but method.phases[{index}] has none; expected teacher: <name> "
                 "there, or model: server",
             )
+
+
+def _engines(recipe: Recipe) -> None:
+    """The engine can be had, and a server has a name for all that it will be asked for."""
+    responses, runtime = recipe.method.responses, recipe.runtime
+    at = ("method", "responses")
+    for key in runtime.vllm.options if runtime.vllm else ():
+        if key in _NOT_RUNTIME:
+            raise _wrong(
+                ("runtime", "vllm", "options", key),
+                "is set, but it is more than a way to run: it changes what is computed; expected "
+                "the recipe's models, precision and sampling to say it",
+            )
+    addresses = {"vllm": runtime.vllm, "server": runtime.server}
+    example = {"vllm": "python=/opt/vllm/bin/python", "server": "url=http://localhost:8000/v1"}
+    engine = responses.engine
+    if engine in addresses and addresses[engine] is None:
+        raise _wrong(
+            (*at, "engine"),
+            f"is {engine!r}, but there is no runtime.{engine}; expected --set "
+            f"runtime.{engine}.{example[engine]}",
+        )
+    if engine != "server" and responses.served:
+        raise _wrong((*at, "served"), f"is set, but engine is {engine!r}; expected engine: server")
+    if engine != "server":
+        return
+    if not responses.served:
+        raise _wrong(
+            (*at, "served"),
+            "is empty, and engine is 'server'; expected what it calls each model: [{model: "
+            "student, name: ...}, {model: <teacher>, ratio: ..., name: ...}]",
+        )
+    wanted = _answering(recipe)
+    named = [(served.model, ratio_parts(served.ratio)) for served in responses.served]
+    for index, one in enumerate(named):
+        if named.index(one) != index:
+            raise _wrong((*at, "served", index), f"is a second name for {_masked(*one)}")
+        if one not in wanted:
+            raise _wrong(
+                (*at, "served", index),
+                f"is {_masked(*one)}, which no phase asks as it came; expected one of "
+                f"{', '.join(_masked(*other) for other in sorted(wanted)) or 'none'}",
+            )
+    for model, ratio in sorted(wanted):
+        if model in {name for name, _ in named} and (model, ratio) not in named:
+            raise _wrong(
+                (*at, "served"),
+                f"has no name for {_masked(model, ratio)}, which a phase asks; expected one for "
+                "each of its ratios. `masters mask RECIPE --materialise RATIO` writes a masked "
+                "checkpoint to serve; or leave the model out, and transformers answers for it",
+            )
+
+
+def _answering(recipe: Recipe) -> set[tuple[str, int]]:
+    """(model, ratio per 10,000) of all that answer as they came, untouched by any phase."""
+    method = recipe.method
+    found: set[tuple[str, int]] = set()
+    if not any(term.on == "responses" for term in method.objective):
+        return found
+    for index, phase in enumerate(method.phases):
+        teacher, learner = (
+            lineage.teacher(method.phases, index),
+            lineage.learner(method.phases, index),
+        )
+        if teacher is not None and teacher.phase is None and method.responses.teacher:
+            found |= {(teacher.model, r) for r in (phase.mask.ratios if phase.mask else (0,))}
+        if learner.phase is None and method.responses.student:
+            found.add((learner.model, 0))
+    return found
+
+
+def _masked(model: str, ratio: int) -> str:
+    return f"{model} at ratio {ratio_text(ratio)}"
 
 
 def _terms_fed(method: Method) -> None:

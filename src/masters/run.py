@@ -44,7 +44,7 @@ from masters.specs import (
     TinyInit,
     TrainSpec,
 )
-from masters.stages.preflight import check, check_servers
+from masters.stages.preflight import check, check_engines, check_servers
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
@@ -220,6 +220,7 @@ def _run_plans(
     check((opened[task.folder] for task in todo), images_checked=at_most)
     asking = ((task.name, task.spec, task.runtime) for task in todo)
     check_servers(asking, plans[0].out / VERDICTS)
+    check_engines((task.name, task.spec, task.runtime) for task in todo)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)

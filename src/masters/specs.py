@@ -133,11 +133,24 @@ class MaskSpec(Spec):
     exclude: tuple[str, ...] = ()
 
 
+class ServedRatio(Spec):
+    """What a server calls a model at one masking ratio (per 10,000).
+
+    Not ``name``: names are labels of ours, which fingerprints leave out.
+    """
+
+    ratio: int
+    model: str
+
+
 class GenerateSpec(Spec):
     """``samples`` responses to every (question, ratio) of iterations ``start`` to ``stop``.
 
     With ``on_full_cross`` every ratio of the schedule answers every question of that stretch.
     Roles: ``model``, ``thresholds`` (when a ratio is above 0).
+
+    Args:
+        served: with the engine ``server``, its name for the model at each ratio asked.
     """
 
     kind: Literal["generate"] = "generate"
@@ -156,7 +169,8 @@ class GenerateSpec(Spec):
     top_k: int
     repetition_penalty: float
     max_new_tokens: int
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    served: tuple[ServedRatio, ...] | None = None
     precision: Precision
     on_full_cross: bool = False
     shard_questions: int = 256

@@ -11,7 +11,7 @@ PATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How large a tiny model is; heads are 16 wide.
+    """How large a tiny model is.
 
     Args:
         hidden: width of the language model.
@@ -19,6 +19,7 @@ class Shape:
         vision_hidden: width of the vision tower.
         image: pixels a side that the tower sees at once.
         tied: input and output embeddings are one.
+        head: width of an attention head.
     """
 
     hidden: int
@@ -26,6 +27,7 @@ class Shape:
     vision_hidden: int
     image: int
     tied: bool
+    head: int = 16
 
     def text(self, tokenizer: Any) -> dict[str, Any]:
         """The keys that every language model has; heads share keys and values two by two."""
@@ -34,8 +36,8 @@ class Shape:
             "hidden_size": self.hidden,
             "intermediate_size": 2 * self.hidden,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.hidden // 16,
-            "num_key_value_heads": self.hidden // 32,
+            "num_attention_heads": self.hidden // self.head,
+            "num_key_value_heads": self.hidden // (2 * self.head),
             "max_position_embeddings": 4096,
             "initializer_range": 0.5 * self.hidden**-0.5,
             "pad_token_id": tokenizer.pad_token_id,
@@ -50,7 +52,7 @@ class Shape:
             "hidden_size": self.vision_hidden,
             "intermediate_size": 2 * self.vision_hidden,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.vision_hidden // 16,
+            "num_attention_heads": self.vision_hidden // self.head,
             "image_size": image or self.image,
             "patch_size": PATCH,
             "initializer_range": 0.5 * self.vision_hidden**-0.5,
@@ -98,7 +100,7 @@ def _qwen_vision(shape: Shape, **keys: Any) -> dict[str, Any]:
         "depth": shape.layers,
         "hidden_size": shape.vision_hidden,
         "intermediate_size": 2 * shape.vision_hidden,
-        "num_heads": shape.vision_hidden // 16,
+        "num_heads": shape.vision_hidden // shape.head,
         "patch_size": PATCH,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
@@ -108,16 +110,17 @@ def _qwen_vision(shape: Shape, **keys: Any) -> dict[str, Any]:
     }
 
 
-def _mrope(**keys: Any) -> dict[str, Any]:
+def _mrope(shape: Shape, **keys: Any) -> dict[str, Any]:
     """Sections sum to half a head."""
-    return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 2, 2], **keys}
+    sections = [shape.head // 4, shape.head // 8, shape.head // 8]
+    return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": sections, **keys}
 
 
 def qwen2_5_vl(shape: Shape, tokenizer: Any) -> Built:
     """Window attention in the tower's first layer, tied embeddings as in the 3B."""
     from transformers import Qwen2_5_VLConfig
 
-    text = shape.text(tokenizer) | {"rope_parameters": _mrope(), "tie_word_embeddings": True}
+    text = shape.text(tokenizer) | {"rope_parameters": _mrope(shape), "tie_word_embeddings": True}
     vision = _qwen_vision(shape, window_size=4 * PATCH, fullatt_block_indexes=[shape.layers - 1])
     config = Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, **_qwen_ids(tokenizer)
@@ -130,8 +133,8 @@ def qwen3_vl(shape: Shape, tokenizer: Any) -> Built:
     from transformers import Qwen3VLConfig
 
     text = shape.text(tokenizer) | {
-        "rope_parameters": _mrope(mrope_interleaved=True),
-        "head_dim": 16,
+        "rope_parameters": _mrope(shape, mrope_interleaved=True),
+        "head_dim": shape.head,
     }
     vision = _qwen_vision(shape, num_position_embeddings=64, deepstack_visual_indexes=[0])
     config = Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tokenizer))
@@ -143,8 +146,8 @@ def qwen3_vl_moe(shape: Shape, tokenizer: Any) -> Built:
     from transformers import Qwen3VLMoeConfig
 
     text = shape.text(tokenizer) | {
-        "rope_parameters": _mrope(mrope_interleaved=True),
-        "head_dim": 16,
+        "rope_parameters": _mrope(shape, mrope_interleaved=True),
+        "head_dim": shape.head,
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": shape.hidden * 3 // 4,

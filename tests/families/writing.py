@@ -17,6 +17,8 @@ FAMILY_NAMES = (*FAMILIES, "internvl_qwen3", "llava", "glm4v")
 SHAPES = {
     "student": Shape(hidden=32, layers=2, vision_hidden=32, image=32, tied=False),
     "teacher": Shape(hidden=64, layers=2, vision_hidden=48, image=48, tied=False),
+    # vLLM takes no heads that are 16 wide.
+    "wide": Shape(hidden=128, layers=2, vision_hidden=64, image=48, tied=False, head=64),
 }
 
 
@@ -34,7 +36,7 @@ def write_tiny(
     Args:
         folder: where to write.
         family: one of ``FAMILY_NAMES``.
-        size: ``student`` or ``teacher``: other widths, other image resolution, same vocabulary.
+        size: one of ``SHAPES``: other widths, other image resolution, same vocabulary.
         seed: of the weights.
         texts: what the tokenizer is trained on.
         sharpness: of the output head: near-uniform distributions hide mistakes.

@@ -183,7 +183,7 @@ def test_a_model_that_trembles_and_sees(student: Tiny) -> None:
 
 def test_every_sampled_question_is_looked_at(student: Tiny) -> None:
     """A template that drops the image of one question out of four."""
-    indices = sampled(opened(student)[1])
+    indices = sampled(opened(student)[1].questions)
     victim = QUESTIONS[indices[-1]]
     template = student.processor.chat_template
     condition = f"part.type == 'image' and {victim.text!r} not in message.content[1].text"
@@ -213,12 +213,11 @@ class Made:
     [(5000, range(5000), (0, 1)), (5000, range(40, 5000), (40, 41)), (3, range(3), (0, 1, 2))],
 )
 def test_which_questions(count: int, pictures: range, first: tuple[int, ...]) -> None:
-    prompts = Prompts(Made(count, set(pictures)), None, Prompt())  # type: ignore[arg-type]
-    found = sampled(prompts)
+    found = sampled(Made(count, set(pictures)))  # type: ignore[arg-type]
     assert tuple(found[: len(first)]) == first
     assert len(found) == len(set(found)) == min(count, 4)
     assert set(found) <= set(pictures)
-    assert sampled(Prompts(Made(300, set()), None, Prompt())) == []  # type: ignore[arg-type]
+    assert sampled(Made(300, set())) == []  # type: ignore[arg-type]
 
 
 def test_another_picture_differs_from_any() -> None:

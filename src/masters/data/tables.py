@@ -35,8 +35,8 @@ RESPONSES = pa.schema(
         _field("text", pa.string()),
         _field("token_ids", pa.list_(pa.int32())),
         _field("logprobs", pa.list_(pa.float32()), nullable=True),
-        _field("finish", pa.string()),  # "stop" or "length"
-        _field("seed", pa.int64()),
+        _field("finish", pa.string()),  # "stop", "length", or "failed": a server gave none
+        _field("seed", pa.int64()),  # the recipe's; of another engine, what it drew this from
     ]
 )
 REWARDS = pa.schema(

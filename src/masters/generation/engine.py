@@ -26,12 +26,21 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One response: ids (end token included when reached), raw log-prob of each, text, finish."""
+    """One response: ids (end token included when reached), raw log-prob of each, text, finish.
+
+    Args:
+        logprobs: None where the engine does not give them.
+        finish: ``stop``, ``length``, or ``failed``: none could be had, and it has no ids.
+        seed: that another engine drew it from; None: from its key.
+        error: why it failed.
+    """
 
     token_ids: list[int]
-    logprobs: list[float]
+    logprobs: list[float] | None
     text: str
     finish: str
+    seed: int | None = None
+    error: str = ""
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import LogitsProcessor
@@ -61,6 +61,16 @@ class SampleKey:
         """Canonical bytes of the key."""
         parts = (self.seed, self.question_id, self.source, self.ratio, self.round, self.sample)
         return "\x1f".join(map(str, parts)).encode()
+
+    @property
+    def engine_seed(self) -> int:
+        """A seed below 2**30 + 2**15 for engines that draw by a seed of their own.
+
+        Samples of one question have consecutive seeds: that is how vLLM seeds the ``n`` samples of
+        one request, so those asked one by one are the same.
+        """
+        digest = hashlib.blake2b(replace(self, sample=0).stream, digest_size=4).digest()
+        return (int.from_bytes(digest, "little") >> 2) + self.sample
 
 
 def uniform(stream: bytes, step: int) -> float:

@@ -126,9 +126,8 @@ def encode_prompt(
     Raises:
         ModelError: the processor refuses an image or the text, or has no chat template.
     """
-    messages = chat_messages(question, prompt)
     try:
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = prompt_text(processor, question, prompt)
         inputs = processor(
             text=[text],
             # A list for each text: LLaVA-OneVision cuts up an only image, not one of several.
@@ -142,6 +141,13 @@ def encode_prompt(
     inputs.pop("attention_mask", None)
     types = {k: inputs.pop(k)[0].tolist() for k in TOKEN_TYPES if k in inputs}
     return EncodedPrompt(text=text, ids=ids, token_types=types, images=dict(inputs))
+
+
+def prompt_text(processor: Any, question: Question, prompt: PromptText) -> str:
+    """The question as the model's chat template renders it, with one placeholder an image."""
+    messages = chat_messages(question, prompt)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text)
 
 
 def special_tokens(processor: Any, text: str) -> dict[str, bool]:

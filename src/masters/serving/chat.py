@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from masters.serving.faults import Fault
@@ -32,6 +32,10 @@ class ChatRequest:
         images: encoded pictures (PNG, JPEG, GIF or WebP); they stand before the text of the last
             message of the user. Made into text only when the request is sent.
         seed: of the server's sampling, where it has one.
+        top_p: None leaves it to the server.
+        logprobs: ask for each token's log-probability.
+        extra: what servers take beyond the interface: ``top_k``, ``repetition_penalty`` ...
+        fewer: fewer than ``n`` answers are fine; otherwise they are an error.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -40,6 +44,10 @@ class ChatRequest:
     n: int = 1
     images: tuple[bytes, ...] = ()
     seed: int | None = None
+    top_p: float | None = None
+    logprobs: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    fewer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +57,14 @@ class ChatResult:
     Attributes:
         texts: one for each of the ``n`` answers; empty if there is an error.
         finishes: why each ended, in the server's words: stop, length, ...
+        tokens: for each answer its tokens as (text, log-probability); None where there are none.
         model: what the reply calls the model; empty if it does not say.
         error: why no answer could be had, as ``cause: details``; empty if there is one.
     """
 
     texts: tuple[str, ...] = ()
     finishes: tuple[str, ...] = ()
+    tokens: tuple[tuple[tuple[str, float], ...] | None, ...] = ()
     model: str = ""
     error: str = ""
 
@@ -86,7 +96,7 @@ def body(request: ChatRequest, model: str) -> dict[str, Any]:
             raise Fault("own", "cannot be sent: images without a message of a user")
         content = asking[-1]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-        asking[-1]["content"] = [*map(_picture, request.images), *parts]
+        asking[-1]["content"] = [*map(picture, request.images), *parts]
     made: dict[str, Any] = {
         "model": model,
         "messages": messages,
@@ -97,10 +107,21 @@ def body(request: ChatRequest, model: str) -> dict[str, Any]:
         made["n"] = request.n
     if request.seed is not None:
         made["seed"] = request.seed
+    if request.top_p is not None:
+        made["top_p"] = request.top_p
+    if request.logprobs:
+        made["logprobs"] = True
+    if request.extra:
+        made["extra_body"] = dict(request.extra)  # the client puts its entries beside the others
     return made
 
 
-def _picture(image: bytes) -> dict[str, Any]:
+def picture(image: bytes) -> dict[str, Any]:
+    """An encoded picture (PNG, JPEG, GIF or WebP) as a part of a message.
+
+    Raises:
+        Fault: the request's own, if it is none of these.
+    """
     for start, kind in _PICTURES:
         if image.startswith(start):
             url = f"data:{kind};base64,{base64.b64encode(image).decode()}"
@@ -129,13 +150,13 @@ def read_reply(content: bytes, request: ChatRequest, model: str) -> ChatResult:
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise Fault("again", f"a reply without choices: {content[:200]!r}")
-    if len(choices) < request.n:
+    if len(choices) < request.n and not request.fewer:
         raise Fault(
             "fatal",
             f"it gave {len(choices)} of the {request.n} answers that one request asked for. This "
             "server does not do several answers a request; ask for one at a time",
         )
-    texts, finishes = [], []
+    texts, finishes, tokens = [], [], []
     for choice in choices[: request.n]:
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict):
@@ -149,7 +170,22 @@ def read_reply(content: bytes, request: ChatRequest, model: str) -> ChatResult:
             raise Fault("again", f"an answer that is no text: {content[:200]!r}")
         texts.append(_whole_characters(text or ""))
         finishes.append(finish)
-    return ChatResult(texts=tuple(texts), finishes=tuple(finishes), model=named)
+        tokens.append(_tokens(choice))
+    return ChatResult(
+        texts=tuple(texts), finishes=tuple(finishes), tokens=tuple(tokens), model=named
+    )
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...] | None:
+    """The tokens of an answer with their log-probabilities, where the reply has them."""
+    said = choice.get("logprobs")
+    content = said.get("content") if isinstance(said, dict) else None
+    if not isinstance(content, list):
+        return None
+    try:
+        return tuple((str(entry["token"]), float(entry["logprob"])) for entry in content)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def read_json(content: bytes) -> dict[str, Any]:

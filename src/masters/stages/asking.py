@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from masters.recipe import Judge, Prompt, Runtime
 from masters.rewards.judging.asking import Asker, Chat, Reply
 from masters.specs import LocalJudge
 from masters.stages.opening import model_folder, model_identity, open_model
+from masters.stages.servers import open_server
 
 if TYPE_CHECKING:
     from masters.serving import ChatRequest, Server
@@ -44,22 +44,9 @@ def server_of(judge: Judge, runtime: Runtime) -> Server:
     Raises:
         StageError: the recipe has no address.
     """
-    from masters.serving import Server
-
-    address = runtime.server
-    if address is None or judge.name is None:
-        raise StageError(
-            "a server judges, but runtime.server is null; expected its address: --set "
-            "runtime.server.url=http://localhost:8000/v1"
-        )
-    return Server(
-        url=address.url,
-        model=judge.name,
-        key=os.environ.get(address.key_variable) or None,
-        concurrency=address.concurrency,
-        timeout=address.timeout,
-        attempts=address.attempts,
-    )
+    if judge.name is None:
+        raise StageError("a server judges, but the judge has no name there; expected judge.name")
+    return open_server(runtime, judge.name, does="judges")
 
 
 def local_name(local: LocalJudge, inputs: Mapping[str, Path]) -> str:

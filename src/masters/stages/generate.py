@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,14 @@ from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import RESPONSES, read_shard, shard_name, write_shard
-from masters.generation.engine import Request, TransformersEngine
+from masters.errors import StageError
 from masters.generation.sampling import SampleKey, Sampling
-from masters.models.encode import EncodedPrompt
-from masters.models.load import DTYPES
-from masters.models.memory import doing
 from masters.specs import GenerateSpec
-from masters.stages.features import answer_features
-from masters.stages.opening import (
-    Prompts,
-    model_folder,
-    open_model,
-    open_teacher,
-)
-from masters.stages.sight import check_sees_image
+from masters.stages.answering import Answering, Job, open_answering
+from masters.stages.engine_check import engine_facts, refused
+
+#: A larger share of a shard's responses that a server gave none of stops the stage.
+MOST_FAILED = 0.05
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
@@ -39,83 +34,77 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
     parts = [plan[start : start + spec.shard_questions] for start in starts]
     todo = {paths[n]: parts[n] for n in context.part.take(paths)}
-    waited = _make(spec, context, questions, plan, todo) if todo else 0.0
+    job = Job(
+        spec=spec,
+        context=context,
+        questions=questions,
+        sampling=_sampling(spec),
+        plan=plan,
+        wanted=np.concatenate([_in_order(part) for part in todo.values()] or [plan[:0]]),
+    )
+    idle = {"seconds_waiting": 0.0} if spec.engine == "transformers" else {}
+    facts = _make(job, todo) if todo else {**idle, **engine_facts(context.folder)}
     context.part.finish(paths)
-    tokens, cut = _counted(paths)
+    counts = _counted(paths)
+    if spec.engine != "server":
+        del counts["failed"]
     return {
         "questions": len(plan),
         "responses": len(plan) * spec.samples,
-        "tokens": tokens,
-        "cut_at_limit": cut,
+        **counts,
         "skipped_rows": questions.skipped,
-        "seconds_waiting": round(waited, 3),
+        **facts,
     }
 
 
-def _make(
-    spec: GenerateSpec,
-    context: StageContext,
-    questions: Questions,
-    plan: np.ndarray,
-    todo: Mapping[Path, np.ndarray],
-) -> float:
-    """Makes these shards of the plan's (question index, ratio) pairs; returns seconds waited."""
-    verify_images(questions, context.runtime.images_checked)
-    opened = open_model(
-        model_folder(spec.model, context.inputs),
-        spec.prompt,
-        context.runtime,
-        precision=spec.precision,
-        teacher=spec.source == "teacher",
-    )
-    teacher = open_teacher(opened, context)
-    prompts = Prompts(questions, opened.processor, spec.prompt)
-    check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
-    different = len(curriculum.distinct(plan * [1, 0]))
-    engine = TransformersEngine(
-        opened.model,
-        opened.processor,
-        opened.ids,
-        batch_rows=context.runtime.generation_batch,
-        precision=DTYPES[spec.precision],
-        features=answer_features(
-            context.runtime, teacher, samples=spec.samples, asked=len(plan), questions=different
-        ),
-    )
-    wanted = (
-        index
-        for part in todo.values()
-        for _, same in curriculum.by_ratio(part)
-        for index in same
-    )
+def _make(job: Job, todo: Mapping[Path, np.ndarray]) -> Mapping[str, Any]:
+    """Makes the shards of these (question index, ratio) pairs; returns what is said of that."""
+    verify_images(job.questions, job.context.runtime.images_checked)
     total, done = sum(map(len, todo.values())), 0
     begin = time.perf_counter()
-    with prompts.ahead(wanted, context.runtime.workers) as encoded:
+    with open_answering(job) as answering:
         for path, part in todo.items():
-            rows = []
+            rows: list[dict[str, object]] = []
             for ratio, same in curriculum.by_ratio(part):
-                teacher.set_ratio(ratio)
-                with doing("generating responses"):
-                    rows += _respond(
-                        spec, engine, encoded, questions, same, ratio, str(opened.folder)
-                    )
+                rows += _respond(job.spec, answering, job.questions, same, ratio)
             write_shard(path, rows, RESPONSES)
             done += len(part)
             rate = done / (time.perf_counter() - begin)
-            context.progress(done, total, f"{rate:.1f} questions/s")
-    return encoded.seconds_waiting
+            job.context.progress(done, total, f"{rate:.1f} questions/s")
+    return answering.facts()
 
 
-def _counted(paths: Sequence[Path]) -> tuple[int, int]:
-    """(tokens, responses cut at the limit) of all shards."""
-    tokens = cut = 0
+def _counted(paths: Sequence[Path]) -> dict[str, int]:
+    """Tokens, and responses cut at the limit or failed, of all shards."""
+    tokens = 0
+    finishes: Counter[str] = Counter()
     for path in paths:
         table = read_shard(path, RESPONSES, ["token_ids", "finish"])
         tokens += sum(
             pc.call_function("list_value_length", [table.column("token_ids")]).to_pylist()
         )
-        cut += table.column("finish").to_pylist().count("length")
-    return tokens, cut
+        finishes.update(table.column("finish").to_pylist())
+    return {
+        "tokens": tokens,
+        "cut_at_limit": finishes["length"],
+        "failed": finishes["failed"],
+    }
+
+
+def _sampling(spec: GenerateSpec) -> Sampling:
+    return Sampling(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        repetition_penalty=spec.repetition_penalty,
+        max_new_tokens=spec.max_new_tokens,
+    )
+
+
+def _in_order(part: np.ndarray) -> np.ndarray:
+    """A shard's pairs in the order in which they are answered: int64 [P, 2]."""
+    pairs = [(index, ratio) for ratio, same in curriculum.by_ratio(part) for index in same]
+    return np.array(pairs, dtype=np.int64)
 
 
 def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
@@ -134,23 +123,13 @@ def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:
 
 def _respond(
     spec: GenerateSpec,
-    engine: TransformersEngine,
-    encoded: Callable[[int], EncodedPrompt],
+    answering: Answering,
     questions: Questions,
     indices: list[int],
     ratio: int,
-    model: str,
 ) -> list[dict[str, object]]:
-    sampling = Sampling(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        repetition_penalty=spec.repetition_penalty,
-        max_new_tokens=spec.max_new_tokens,
-    )
-    requests = []
-    for index in indices:
-        keys = tuple(
+    keys = [
+        tuple(
             SampleKey(
                 seed=spec.seed,
                 question_id=questions[index].id,
@@ -161,8 +140,15 @@ def _respond(
             )
             for sample in range(spec.samples)
         )
-        requests.append(Request(prompt=encoded(index), keys=keys))
-    results = engine.generate(requests, sampling)
+        for index in indices
+    ]
+    results = answering(ratio, indices, keys)
+    failures = [c.error for completions in results for c in completions if c.finish == "failed"]
+    if len(failures) > MOST_FAILED * len(indices) * spec.samples:
+        raise StageError(
+            f"{len(failures)} of {len(indices) * spec.samples} responses could not be had; at most "
+            f"{MOST_FAILED:.0%} of a shard may lack. {refused(answering.model(ratio), failures[0])}"
+        )
     return [
         {
             "question_id": key.question_id,
@@ -170,13 +156,13 @@ def _respond(
             "ratio": key.ratio,
             "round": key.round,
             "sample": key.sample,
-            "model": spec.model.path or spec.model.role or model,
+            "model": answering.model(ratio),
             "text": completion.text,
             "token_ids": completion.token_ids,
             "logprobs": completion.logprobs,
             "finish": completion.finish,
-            "seed": spec.seed,
+            "seed": spec.seed if completion.seed is None else completion.seed,
         }
-        for request, completions in zip(requests, results, strict=True)
-        for key, completion in zip(request.keys, completions, strict=True)
+        for own, completions in zip(keys, results, strict=True)
+        for key, completion in zip(own, completions, strict=True)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from masters.errors import ServerError, StageError
 from masters.recipe import DataSource, Judge, Runtime
 from masters.rewards.judging.cache import VerdictCache
 from masters.rewards.verifiers import Rule, verify
-from masters.specs import EvaluateSpec, JudgeSpec, ModelRef, StageSpec, TrainSpec
+from masters.specs import EvaluateSpec, GenerateSpec, JudgeSpec, ModelRef, StageSpec, TrainSpec
 
 Folders = dict[ModelRef, Path]
 _LABELS_CHECKED = 500
@@ -100,6 +101,50 @@ def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]], verdicts: Pa
                 f"{name} will ask a server to judge: {error}. What comes before it can be "
                 "done without it: --until STAGE"
             ) from error
+
+
+def check_engines(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
+    """Looks whether the engines are there that these stages, given by name, will let answer.
+
+    Raises:
+        StageError: a server does not serve a model by its name, or vLLM is not where it should be.
+    """
+    seen: set[tuple[str, str]] = set()
+    for name, spec, runtime in asking:
+        if not isinstance(spec, GenerateSpec) or spec.engine == "transformers":
+            continue
+        later = f"{name} will need it. What comes before can be done without it: --until STAGE"
+        if spec.engine == "vllm":
+            if runtime.vllm is not None and ("vllm", runtime.vllm.python) not in seen:
+                seen.add(("vllm", runtime.vllm.python))
+                _check_vllm(runtime.vllm.python, later)
+            continue
+        for served in spec.served or ():
+            if (served.model, str(runtime.server)) in seen:
+                continue
+            seen.add((served.model, str(runtime.server)))
+            from masters.stages.servers import open_server
+
+            try:
+                open_server(runtime, served.model, does="answers").check()
+            except ServerError as error:
+                raise StageError(f"{error}. {later}") from error
+
+
+def _check_vllm(python: str, later: str) -> None:
+    found = "import importlib.util as u; raise SystemExit(u.find_spec('vllm') is None)"
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", found], capture_output=True, timeout=60, check=False
+        )
+        wrong = "has no package vllm" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        wrong = f"cannot be started ({error})"
+    if wrong:
+        raise StageError(
+            f"runtime.vllm.python is {python!r}, which {wrong}; expected the interpreter of an "
+            f"environment with vLLM. {later}"
+        )
 
 
 def _parts(value: object) -> Iterable[BaseModel]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
@@ -21,13 +20,12 @@ from masters.models.encode import EncodedPrompt
 from masters.models.load import DTYPES, TokenIds
 from masters.models.memory import doing
 from masters.specs import ScoreSpec
-from masters.stages.opening import OpenedModel, Prompts, model_folder, open_model
+from masters.stages.opening import Prompts, model_folder, open_model
 from masters.stages.responses_index import rows_outside
+from masters.stages.scoring import Scorer
 from masters.stages.sight import check_sees_image
-from masters.training.group_forward import Form, first_use, group_inputs
-from masters.training.groups import Group, Response, make_rows, micro_batches
+from masters.training.groups import Group, Response, micro_batches
 from masters.training.student import Student
-from masters.training.token_scores import ScoreSettings
 
 
 def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
@@ -71,8 +69,11 @@ def _make(
         for done, (shard, path) in enumerate(todo.items()):
             table = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"])
             rows = _readable(table, opened.ids)
+            # One for each shard: its form does not depend on which shards were there already.
+            scorer = Scorer(student, opened, context.runtime, vocabulary=opened.ids.vocabulary)
             with doing("scoring responses"):
-                scored = _score(rows, student, opened, questions, encoded, context)
+                size = context.runtime.micro_batch_questions
+                scored = _score(rows, scorer, questions, encoded, size)
             write_shard(path, scored, SCORES)
             tokens += sum(len(row["token_ids"]) for row in rows)
             rate = tokens / (time.perf_counter() - begin)
@@ -107,43 +108,21 @@ def _readable(table: pa.Table, ids: TokenIds) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.no_grad()
 def _score(
     rows: list[dict[str, Any]],
-    student: Student,
-    opened: OpenedModel,
+    scorer: Scorer,
     questions: Questions,
     encoded: Callable[[int], EncodedPrompt],
-    context: StageContext,
+    size: int,
 ) -> list[dict[str, Any]]:
-    """One row of scores for each row; one without tokens has none."""
-    settings = ScoreSettings(vocabulary=opened.ids.vocabulary, dtype=student.precision)
-    device, limit = opened.model.device, context.runtime.micro_batch_responses
-    form: Form | None = None
+    """One row of scores for each row; one without tokens has none. ``size`` questions at a time."""
     known: dict[tuple[Any, ...], list[float]] = {}
     waiting: deque[list[dict[str, Any]]] = deque()
     groups = _groups(rows, questions, encoded, waiting)
-    for part in micro_batches(groups, size=context.runtime.micro_batch_questions, limit=limit):
-        if form is None:
-            verdict = first_use(
-                opened.model, part, context.runtime.group_forward, teacher=False,
-                pad=opened.ids.pad, precision=student.precision, vocabulary=opened.ids.vocabulary,
-                limit=limit,
-            )  # fmt: skip
-            form = None if verdict is None else verdict.form
-        batch = make_rows(part).to(device)
-        values: list[float] = []
-        for piece in batch.passes(limit):
-            inputs, row_N, column_N = group_inputs(
-                opened.model, piece, form=form or "repeat", teacher=False, pad=opened.ids.pad,
-                device=device,
-            )  # fmt: skip
-            _, logp_N = student(inputs, row_N, column_N, piece.targets_N, None, None, settings)
-            values += logp_N.tolist()
-        for row_of in batch.row_of:
-            for u, row in zip(row_of, waiting.popleft(), strict=True):
-                first, last = batch.spans[u]
-                known[tuple(row[name] for name in KEY_COLUMNS)] = values[first:last]
+    for part in micro_batches(groups, size=size, limit=scorer.limit):
+        for scores in scorer(part):
+            for row, values in zip(waiting.popleft(), scores, strict=True):
+                known[tuple(row[name] for name in KEY_COLUMNS)] = values
     keys = [{name: row[name] for name in KEY_COLUMNS} for row in rows]
     return [{**key, "reference_logprobs": known.get(tuple(key.values()), [])} for key in keys]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from masters.data.questions import Questions
 from masters.errors import ModelError
 from masters.models.encode import EncodedPrompt
 from masters.models.sight import (
@@ -58,7 +59,7 @@ def check_sees_image(
     device = torch.device(opened.model.device)
     autocast = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(opened.model), autocast:
-        for index in sampled(prompts):
+        for index in sampled(prompts.questions):
             try:
                 _check(opened, prompts, index)
             except _FindingError as finding:
@@ -71,16 +72,16 @@ class _FindingError(Exception):
     """What is wrong with one question, without naming the model."""
 
 
-def sampled(prompts: Prompts) -> list[int]:
+def sampled(questions: Questions) -> list[int]:
     """The questions to look at: the first with a picture, and some from anywhere."""
-    count = len(prompts.questions)
+    count = len(questions)
     drawn = random.Random(0).sample(range(count), min(READ, count))
     found: dict[int, None] = {}
     for order, wanted in ((range(min(READ, count)), FIRST), (drawn, FIRST + DRAWN)):
         for index in order:
             if len(found) >= wanted:
                 break
-            if prompts.questions[index].images:
+            if questions[index].images:
                 found[index] = None
     return list(found)
 
