@@ -369,6 +369,9 @@ class Runtime(Section):
     engine: Literal["single", "fsdp2", "deepspeed"] = "single"
     """What trains: one process; or those that torchrun started, weights, gradients and moments
     spread over them by torch's fully_shard (docs/training_engines.md). deepspeed: not yet."""
+    activation_offload: bool = False
+    """What a layer keeps for its backward pass waits in the host's memory; layers are run again
+    (`gradient_checkpointing`), so that this is their inputs alone."""
     jobs: Count = 1
     """Independent stages at the same time, each in a process of its own."""
     threads: Count | None = None

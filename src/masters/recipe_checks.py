@@ -45,6 +45,7 @@ def whole_multiple(mask: Mask) -> None:
 def consistent(recipe: Recipe) -> None:
     """Teachers exist, terms have what they need, and nothing asked for is without effect."""
     _teachers_named(recipe)
+    _trainable_by(recipe)
     _judges(recipe)
     _terms_fed(recipe.method)
     _storable(recipe.method)
@@ -58,6 +59,41 @@ def consistent(recipe: Recipe) -> None:
         raise _wrong(
             ("evaluation", "checkpoint"),
             "is 'best', but nothing is validated; expected data.validation and validation.every",
+        )
+
+
+def _trainable_by(recipe: Recipe) -> None:
+    """What the engine that trains cannot do."""
+    runtime, models = recipe.runtime, (recipe.models.student, *recipe.models.teachers)
+    if runtime.activation_offload and runtime.gradient_checkpointing is False:
+        raise _wrong(
+            ("runtime", "activation_offload"),
+            "is true with gradient_checkpointing false; expected layers to be run again, or all "
+            "that each of them keeps would travel",
+        )
+    if runtime.engine == "single":
+        return
+    if runtime.engine == "deepspeed":
+        raise _wrong(
+            ("runtime", "engine"), "is 'deepspeed', which is not there yet; expected 'fsdp2'"
+        )
+    if any(model.lora for model in models):
+        raise _wrong(
+            ("runtime", "engine"),
+            "is 'fsdp2', which trains whole weights or some parts of them, no low-rank adapters; "
+            "expected lora: null, or 'single'",
+        )
+    if recipe.method.optimiser.moments != "fp32":
+        raise _wrong(
+            ("runtime", "engine"),
+            "is 'fsdp2', which keeps Adam's moments in float32; expected moments: fp32, or "
+            "'single'",
+        )
+    if runtime.teacher_device not in ("same", "offload"):
+        raise _wrong(
+            ("runtime", "teacher_device"),
+            f"is {runtime.teacher_device!r} with engine fsdp2, which spreads the teacher over the "
+            "ranks' own devices; expected 'same' or 'offload'",
         )
 
 

@@ -34,6 +34,7 @@ PAGES = (
         for name in (
             "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
             "families", "gpu", "judge", "judging", "masks", "methods", "scaling", "serving",
+            "training_engines",
             "verifiers",
         )  # fmt: skip
     ),

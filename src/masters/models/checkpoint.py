@@ -36,12 +36,19 @@ class TensorEntry:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def span(self, matrix: int | None) -> tuple[int, int]:
-        """Byte range [start, stop) of the whole tensor, or of one matrix along its first axis."""
-        if matrix is None:
-            return self.start, self.stop
-        stride = (self.stop - self.start) // self.shape[0]
-        return self.start + matrix * stride, self.start + (matrix + 1) * stride
+    def span(self, matrix: int | None, rows: range | None = None) -> tuple[int, int]:
+        """Byte range [start, stop) of the whole tensor, or of one matrix along its first axis.
+
+        Args:
+            rows: only these along the first axis (of the matrix, where one is named).
+        """
+        start, stop, shape = self.start, self.stop, self.shape
+        for part in (None if matrix is None else range(matrix, matrix + 1), rows):
+            if part is not None:
+                stride = (stop - start) // shape[0]
+                start, stop = start + part.start * stride, start + part.stop * stride
+                shape = shape[1:]
+        return start, stop
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, TensorEntry]:
@@ -97,13 +104,16 @@ def _file_tensors(file: Path) -> list[TensorEntry]:
     return entries
 
 
-def read_bytes(entry: TensorEntry, *, matrix: int | None = None) -> np.ndarray:
+def read_bytes(
+    entry: TensorEntry, *, matrix: int | None = None, rows: range | None = None
+) -> np.ndarray:
     """The tensor's raw bytes, uint8, read by pread into one fresh buffer.
 
     Args:
         matrix: only this one of a stack of matrices (an expert's), counted along the first axis.
+        rows: only these of the tensor's rows, or of the matrix's; nothing else is read.
     """
-    start, stop = entry.span(matrix)
+    start, stop = entry.span(matrix, rows)
     buffer = np.empty(stop - start, dtype=np.uint8)
     with _opened(entry) as handle:
         _read_into(memoryview(buffer.data), handle, start, entry)

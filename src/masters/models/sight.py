@@ -15,6 +15,8 @@ import torch
 from masters.errors import ModelError
 from masters.models.encode import EncodedPrompt, pad_rows
 from masters.models.families import family_of
+from masters.models.output_head import whole_head
+from masters.models.shards import is_sharded
 
 
 @contextmanager
@@ -46,7 +48,9 @@ def image_features(model: Any, encoded: EncodedPrompt) -> int | None:
         ModelError: the model cannot make features of such tensors.
     """
     make = getattr(model, "get_image_features", None)
-    if make is None:
+    # Over several ranks a tower has no weights outside of its trunk's forward pass, which then says
+    # by itself where features and placeholders differ.
+    if make is None or any(is_sharded(parameter) for parameter in model.parameters()):
         return None
     takes = inspect.signature(make).parameters
     images = {k: v.to(model.device) for k, v in encoded.images.items() if k in takes}
@@ -72,7 +76,7 @@ def next_log_probs(
     """
     inputs = pad_rows([(encoded, ())], pad=pad, device=model.device)
     state_D = model.base_model(**inputs, use_cache=False).last_hidden_state[0, -1]
-    head_VD = model.get_output_embeddings().weight[:vocabulary]
+    head_VD = whole_head(model, state_D.device)[:vocabulary]
     return (head_VD @ state_D.to(head_VD.dtype)).float().log_softmax(dim=-1)
 
 

@@ -79,21 +79,23 @@ def open_model(
     precision: str,
     trained: bool = False,
     teacher: bool = False,
+    spread: bool = False,
 ) -> OpenedModel:
     """Loads a model for a stage; a frozen one in its compute dtype, a trained one in float32.
 
     A frozen one is read through a map of its files, so the host holds no copy of what goes to a
-    device. ``teacher``: ``runtime.teacher_device`` says where it computes.
+    device. ``teacher``: ``runtime.teacher_device`` says where it computes. ``spread``: it stays in
+    the host's memory for whoever spreads it over ranks.
     """
     checkpoint_tensors(folder)  # a file that is cut is named before it is loaded
     device = device_of(runtime, teacher=teacher)
     check_attention(runtime.attention, device, DTYPES[precision])
-    streamed = teacher and runtime.teacher_device == "offload"
+    streamed = teacher and runtime.teacher_device == "offload" and not spread
     with doing(f"loading the {'teacher' if teacher else 'model'} {folder}"):
         model = load_model(
             str(folder),
             dtype=torch.float32 if trained else DTYPES[precision],
-            device="cpu" if streamed else device,
+            device="cpu" if streamed or spread else device,
             attention=runtime.attention,
         )
         if streamed:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 #: What helps, by the first word of what was being done.
 _HELPS: dict[str, tuple[str, ...]] = {
     "training": (
-        "micro_batch", "checkpointing", "jobs", "group", "pixels", "tokens", "teacher_device",
-        "moments", "fewer_trained",
+        "micro_batch", "checkpointing", "activations", "jobs", "group", "pixels", "tokens",
+        "teacher_device", "moments", "fewer_trained",
     ),
     "running": ("micro_batch", "jobs", "group", "pixels", "tokens", "teacher_device"),
     "updating": ("jobs", "teacher_device", "moments", "fewer_trained"),
@@ -84,6 +84,12 @@ def _checkpointing(spec: Any, runtime: Runtime) -> str | None:
     return f"runtime.gradient_checkpointing ({str(setting).lower()}) to true"
 
 
+def _activations(spec: Any, runtime: Runtime) -> str | None:
+    if spec.kind != "train" or runtime.activation_offload or runtime.device == "cpu":
+        return None
+    return "runtime.activation_offload (false) to true"
+
+
 def _jobs(spec: Any, runtime: Runtime) -> str | None:
     return f"runtime.jobs ({runtime.jobs}): stages share the memory" if runtime.jobs > 1 else None
 
@@ -98,7 +104,8 @@ def _teacher_device(spec: Any, runtime: Runtime) -> str | None:
         asked = None
     if asked in (None, "student") or runtime.teacher_device in ("offload", "cpu"):
         return None
-    return f"runtime.teacher_device ({runtime.teacher_device}) to another GPU or offload"
+    other = "" if runtime.engine != "single" else "another GPU or "
+    return f"runtime.teacher_device ({runtime.teacher_device}) to {other}offload"
 
 
 def _pixels(spec: Any, runtime: Runtime) -> str | None:
@@ -128,7 +135,7 @@ def _tokens(spec: Any, runtime: Runtime) -> str | None:
 
 
 def _moments(spec: Any, runtime: Runtime) -> str | None:
-    if spec.kind != "train" or spec.optimiser.moments == "8bit":
+    if spec.kind != "train" or spec.optimiser.moments == "8bit" or runtime.engine != "single":
         return None
     return f"method.optimiser.moments ({spec.optimiser.moments}) to 8bit"
 
@@ -136,6 +143,8 @@ def _moments(spec: Any, runtime: Runtime) -> str | None:
 def _fewer_trained(spec: Any, runtime: Runtime) -> str | None:
     if spec.kind != "train" or spec.lora is not None:
         return None
+    if runtime.engine != "single":
+        return "models.student.freeze: fewer trained weights"
     return "models.student.lora (null) or .freeze: fewer trained weights"
 
 
@@ -143,6 +152,7 @@ _SETTINGS: dict[str, Callable[[Any, Runtime], str | None]] = {
     "micro_batch": _micro_batch,
     "generation_batch": _generation_batch,
     "checkpointing": _checkpointing,
+    "activations": _activations,
     "jobs": _jobs,
     "pixels": _pixels,
     "group": _group,

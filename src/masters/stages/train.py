@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, assert_never
 
 import torch
 
-from masters import curriculum
+from masters import curriculum, ranks
 from masters.artifacts import StageContext
 from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
 from masters.evaluation.statistics import mean_score
 from masters.generation.engine import TransformersEngine
+from masters.models.feature_cache import FeatureCache
 from masters.models.load import DTYPES
 from masters.recipe import Grpo, Jsd, Nll
 from masters.rewards.verifiers import verify
 from masters.specs import TrainSpec, ValidationSpec
+from masters.stages.engines import open_engine
 from masters.stages.features import keep_features
 from masters.stages.opening import (
     OpenedModel,
@@ -35,6 +39,7 @@ from masters.stages.pairing import Pair, check_stored, pair, pair_of_signal
 from masters.stages.responses_index import ResponseIndex
 from masters.stages.sight import check_sees_image
 from masters.stages.trained_student import open_student
+from masters.training.engine import Engine, Single
 from masters.training.groups import LABEL, Group, Response
 from masters.training.loop import LoopSettings, Trainer
 from masters.training.objective import (
@@ -53,21 +58,27 @@ from masters.training.trackers import open_trackers
 
 def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     """Trains the student over iterations [start, stop) and writes ``model/`` and ``best/``."""
-    torch.manual_seed(spec.seed)  # for models that drop out; a checkpoint holds the state
-    questions = open_questions(spec.data)
-    verify_images(questions, context.runtime.images_checked)
-    opened, student = open_student(spec, context)
+    # For models that drop out, and others on every rank; a checkpoint holds the state.
+    torch.manual_seed(spec.seed + ranks.rank())
+    engine = open_engine(context.runtime)
+    with ranks.main_first():
+        questions = open_questions(spec.data)
+        verify_images(questions, context.runtime.images_checked)
+        opened, student = open_student(spec, context)
     stored = _open_signal(spec, context)
-    teacher_model = None if stored else _open_teacher_model(spec, context)
+    teacher_model = None if stored else _open_teacher_model(spec, context, engine)
     both = pair_of_signal(opened, stored.manifest) if stored else pair(opened, teacher_model)
     groups = PlannedGroups(spec, context, questions, opened, teacher_model, both)
     terms = tuple(_term(term) for term in spec.objective)
     jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
     teacher = None if teacher_model is None else open_teacher(teacher_model, context)
-    features = keep_features(spec, context.runtime, len(questions), opened.model, teacher)
+    features: dict[str, FeatureCache] = {}
+    if isinstance(engine, Single):  # a tower that is spread must run as often on every rank
+        features = keep_features(spec, context.runtime, len(questions), opened.model, teacher)
     groups.keyed = frozenset(features)
+    main = ranks.rank() == 0
     trainer = Trainer(
-        student=student,
+        student=engine.prepare_student(student),
         teacher=stored or teacher,
         curriculum=groups,
         ids=both.ids,
@@ -103,26 +114,34 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         source=opened.folder,
         validate=_validator(spec, spec.validation, opened, context),
         progress=context.progress,
-        trackers=open_trackers(context.runtime.trackers, context.folder),
+        trackers=open_trackers(context.runtime.trackers, context.folder) if main else (),
         group_forward=context.runtime.group_forward,
         features=features,
+        engine=engine,
     )
     if spec.carry_optimiser:
         trainer.carry_optimiser(context.inputs["student"] / "optimiser.pt")
     metrics = trainer.run()
-    return {**metrics, **groups.left_out(), "skipped_rows": questions.skipped}
+    left_out = Counter[str]()
+    for counted in ranks.gathered(groups.left_out()):
+        left_out.update(counted)
+    return {**metrics, **left_out, "skipped_rows": questions.skipped}
 
 
-def _open_teacher_model(spec: TrainSpec, context: StageContext) -> OpenedModel | None:
+def _open_teacher_model(
+    spec: TrainSpec, context: StageContext, engine: Engine
+) -> OpenedModel | None:
     if spec.teacher is None:
         return None
-    return open_model(
+    opened = open_model(
         model_folder(spec.teacher, context.inputs),
         spec.prompt,
         context.runtime,
         precision=spec.optimiser.precision,
         teacher=True,
+        spread=not isinstance(engine, Single),
     )
+    return replace(opened, model=engine.prepare_teacher(opened.model))
 
 
 def _open_signal(spec: TrainSpec, context: StageContext) -> StoredSignal | None:
@@ -233,8 +252,9 @@ class PlannedGroups:
         return curriculum.ratio_at(iteration, self._spec.schedule, self.total)
 
     def groups(self, iteration: int) -> tuple[list[Group], int]:
-        """The kept groups of an iteration and how many questions were dropped."""
-        indices = curriculum.step_questions(self._spec.schedule, len(self._questions), iteration)
+        """The kept groups of an iteration and how many questions were dropped, of this rank."""
+        step = curriculum.step_questions(self._spec.schedule, len(self._questions), iteration)
+        indices = ranks.share(step)
         ratio = self.ratio(iteration)
         groups = [group for i in indices if (group := self._group(i, ratio)) is not None]
         return groups, len(indices) - len(groups)
@@ -298,15 +318,17 @@ def _validator(
             batch_rows=context.runtime.generation_batch,
             precision=precision,
         )
-        with prompts.ahead(indices, context.runtime.workers) as encoded:
+        mine = ranks.share(indices)
+        with prompts.ahead(mine, context.runtime.workers) as encoded:
             answers = greedy_answers(
-                engine, prompts, indices, max_new_tokens=validation.max_new_tokens,
-                chunk=len(indices), encoded=encoded,
+                engine, prompts, mine, max_new_tokens=validation.max_new_tokens,
+                chunk=max(1, len(mine)), encoded=encoded,
             )  # fmt: skip
-            scores = [
+            own = [
                 verify(validation.rule.rule, completion.text, question).reward
                 for _, question, completion in answers
             ]
+        scores = [score for theirs in ranks.gathered(own) for score in theirs]
         value, low, high = mean_score(scores)
         return value, low, high, len(indices)
 

@@ -27,14 +27,20 @@ def open_student(spec: TrainSpec, context: StageContext) -> tuple[OpenedModel, S
     source = _initial_model(spec, context)
     opened = open_model(source, spec.prompt, context.runtime, precision=precision, trained=True)
     model = opened.model
-    checkpointing = context.runtime.gradient_checkpointing
-    if checkpointing is True or (checkpointing == "auto" and model.device.type == "cuda"):
+    runtime = context.runtime
+    checkpointing = runtime.gradient_checkpointing
+    auto = model.device.type == "cuda" or runtime.activation_offload
+    if checkpointing is True or (checkpointing == "auto" and auto):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     resting = freeze_parts(model, spec.freeze)
     if spec.lora is not None:
         _adapt(spec, context, opened)
     student = Student(
-        model, precision=DTYPES[precision], resting=resting, adapted=spec.lora is not None
+        model,
+        precision=DTYPES[precision],
+        resting=resting,
+        adapted=spec.lora is not None,
+        offload=runtime.activation_offload,
     )
     return opened, student.train()
 

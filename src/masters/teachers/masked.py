@@ -1,4 +1,8 @@
-"""A teacher in memory whose mask can be set to any ratio: applied in place, restored going down."""
+"""A teacher in memory whose mask can be set to any ratio: applied in place, restored going down.
+
+Thresholds hold for a layer, so a rank that holds some rows of its weight masks those and reads
+those back: no rank sees another's rows, only how many weights each of them zeroed.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from typing import Any
 
 import torch
 
+from masters import ranks
 from masters.errors import ModelError
 from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_bytes
 from masters.models.families import family_of
 from masters.models.layers import maskable_layers
+from masters.models.shards import is_sharded, own_rows
 from masters.teachers.thresholds import LayerThresholds, Thresholds
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,13 +32,14 @@ class MaskedTeacher:
     is: nested masks of one size are one mask.
 
     Args:
-        model: the unmasked teacher, as loaded from ``folder``.
+        model: the unmasked teacher, as loaded from ``folder``; its weights may be spread over
+            ranks, which then set every mask at the same time.
         folder: its checkpoint.
         thresholds: None for a teacher that is never masked.
 
     Attributes:
         ratio: the mask's, per 10,000.
-        bytes_read, seconds: what setting masks has taken so far.
+        bytes_read, seconds: what setting masks has taken so far, on this rank.
         masks_pictures: masks reach weights outside of the language model, which make the features.
     """
 
@@ -59,20 +66,31 @@ class MaskedTeacher:
         for name, measured in thresholds.layers.items():
             entry = self._entries.get(measured.tensor)
             if entry is not None and name in self._layers:
-                weight = self._weight(name)
-                held = weight.mT if measured.transposed else weight
-                if _shape(entry, measured) == tuple(held.shape):
+                shape = self._shape(name)
+                held = (*shape[:-2], shape[-1], shape[-2]) if measured.transposed else shape
+                if _shape(entry, measured) == held:
                     continue
             raise ModelError(
                 f"{folder}: the thresholds speak of {name} ({measured.tensor}), which model and "
                 "checkpoint do not hold in one shape. Run mask again on this checkpoint"
             )
 
-    def _weight(self, name: str) -> torch.Tensor:
-        """The weight in memory, a view for one matrix of a stack."""
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of the weight, wherever its rows are; of one matrix of a stack."""
         layer = self._layers[name]
-        weight = self.model.get_parameter(layer.parameter).data
-        return weight if layer.matrix is None else weight[layer.matrix]
+        shape = tuple(self.model.get_parameter(layer.parameter).shape)
+        return shape if layer.matrix is None else shape[1:]
+
+    def _weight(self, name: str) -> tuple[torch.Tensor, range]:
+        """(the weight in memory, a view for one matrix of a stack; which of its rows are here)."""
+        layer = self._layers[name]
+        weight, first = own_rows(self.model.get_parameter(layer.parameter).data)
+        if layer.matrix is None:
+            return weight, range(first, first + len(weight))
+        if not first <= layer.matrix < first + len(weight):
+            return weight[:0, :0].flatten(0, 1), range(0)
+        matrix = weight[layer.matrix - first]
+        return matrix, range(len(matrix))
 
     @torch.no_grad()
     def set_ratio(self, ratio: int) -> None:
@@ -90,28 +108,56 @@ class MaskedTeacher:
         begin = time.perf_counter()
         column = None if ratio == 0 else thresholds.ratios.index(ratio)
         before = None if self.ratio == 0 else thresholds.ratios.index(self.ratio)
+        counted: dict[str, int] = {}
         for name, layer in thresholds.layers.items():
             if _zeros(layer, before) == _zeros(layer, column):
                 continue
-            weight, entry = self._weight(name), self._entries[layer.tensor]
+            (weight, rows), entry = self._weight(name), self._entries[layer.tensor]
             # lambda was measured in the stored dtype; one that holds every value of it will do.
             exact = torch.promote_types(weight.dtype, DTYPES[entry.dtype]) == weight.dtype
             if ratio < self.ratio or not exact:
-                self._reload(weight, entry, layer, column)
+                counted[name] = self._reload(weight, rows, entry, layer, column)
             elif column is not None:
-                _zero_small(weight, layer, column)
+                counted[name] = _zero_small(weight, layer, column)
+        if column is not None:
+            self._check_zeros(counted, column)
         self.ratio = ratio
         self.seconds += time.perf_counter() - begin
 
     def _reload(
-        self, weight: torch.Tensor, entry: TensorEntry, layer: LayerThresholds, column: int | None
-    ) -> None:
-        raw = torch.from_numpy(read_bytes(entry, matrix=layer.matrix)).view(DTYPES[entry.dtype])
+        self,
+        weight: torch.Tensor,
+        rows: range,
+        entry: TensorEntry,
+        layer: LayerThresholds,
+        column: int | None,
+    ) -> int:
+        """Has the rows as the checkpoint has them, masked; returns how many weights are zeroed."""
+        if weight.numel() == 0:
+            return 0
+        held = None if layer.transposed else rows  # a transposed matrix lies on one rank, whole
+        raw = read_bytes(entry, matrix=layer.matrix, rows=held)
         self.bytes_read += raw.nbytes
-        original = raw.view(_shape(entry, layer))
-        if column is not None:
-            _zero_small(original, layer, column)
+        stored = torch.from_numpy(raw).view(DTYPES[entry.dtype])
+        original = stored.view(weight.mT.shape if layer.transposed else weight.shape)
+        zeros = 0 if column is None else _zero_small(original, layer, column)
         weight.copy_(original.mT if layer.transposed else original)
+        return zeros
+
+    def _check_zeros(self, counted: dict[str, int], column: int) -> None:
+        """The count of zeros proves that these are the weights that were measured."""
+        assert self._thresholds is not None
+        sharded = any(is_sharded(parameter) for parameter in self.model.parameters())
+        everyone = ranks.gathered(counted) if sharded else [counted]
+        for name in counted:
+            layer = self._thresholds.layers[name]
+            zeros = sum(found[name] for found in everyone)
+            if zeros != layer.zeros[column]:
+                raise ModelError(
+                    f"{layer.tensor}: {zeros} weights lie below the threshold; "
+                    f"{layer.zeros[column]} did when it was measured, so the thresholds belong to "
+                    "other weights. Run mask again"
+                )
 
 
 def _zeros(layer: LayerThresholds, column: int | None) -> int:
@@ -122,13 +168,8 @@ def _shape(entry: TensorEntry, layer: LayerThresholds) -> tuple[int, ...]:
     return entry.shape if layer.matrix is None else entry.shape[1:]
 
 
-def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> None:
-    """Eq. 2 in place; the count of zeros proves that these are the weights that were measured."""
+def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> int:
+    """Eq. 2 in place; returns how many weights are zeroed."""
     small = weight.abs() < layer.values[column]
-    zeros = int(small.sum())
-    if zeros != layer.zeros[column]:
-        raise ModelError(
-            f"{layer.tensor}: {zeros} weights lie below the threshold; {layer.zeros[column]} did "
-            "when it was measured, so the thresholds belong to other weights. Run mask again"
-        )
     weight.masked_fill_(small, 0)
+    return int(small.sum())

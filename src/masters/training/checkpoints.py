@@ -21,7 +21,7 @@ from masters.training.group_forward import Form
 from masters.training.randomness import random_state, set_random_state
 
 KEEP = 1
-_UNREADABLE = (
+UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError,
     SafetensorError,
 )  # fmt: skip
@@ -61,8 +61,7 @@ def save_checkpoint(
         sync(file)
     os.replace(partial, final)
     sync(folder)
-    for old in _checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    drop_older(folder)
 
 
 def save_state(state: Any, path: Path) -> None:
@@ -81,7 +80,7 @@ def load_checkpoint(
     """
     for left in folder.glob("partial-*"):
         shutil.rmtree(left)
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     if not found:
         return None
     newest = found[-1]
@@ -96,7 +95,7 @@ def load_checkpoint(
         )
         set_random_state(torch.load(newest / "rng.pt", weights_only=True))
         return Position(**json.loads((newest / "position.json").read_text()))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
         raise StageError(
@@ -104,7 +103,14 @@ def load_checkpoint(
         ) from error
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def drop_older(folder: Path) -> None:
+    """Removes all checkpoints but the newest ones."""
+    for old in checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those that are whole, the newest last."""
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 

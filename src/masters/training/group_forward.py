@@ -35,8 +35,8 @@ from masters.models.packed_attention import (
 from masters.models.packed_flex import check_kernel
 from masters.models.packing import attention_masks, lay_out, other_layers, packed_inputs
 from masters.models.sight import evaluating
+from masters.ranks import gathered, given_by
 from masters.training.groups import Group, Rows, make_rows
-from masters.training.ranks import gathered, given_by
 from masters.training.student import autocast, response_states
 from masters.training.token_scores import ScoreSettings, token_scores
 

@@ -12,22 +12,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
+from masters import ranks
 from masters.errors import NonFiniteLossError
 from masters.models.feature_cache import FeatureCache
 from masters.models.load import TokenIds, save_model
 from masters.models.lora import save_adapter
 from masters.models.memory import doing
 from masters.teachers.masked import MaskedTeacher
-from masters.training.checkpoints import (
-    Position,
-    cut_log,
-    load_checkpoint,
-    save_checkpoint,
-    save_state,
-    sync,
-)
+from masters.training.checkpoints import Position, cut_log, save_state, sync
+from masters.training.engine import Engine, Single
 from masters.training.feed import Curriculum, Feed, Prepared, open_feed
 from masters.training.group_forward import Form, first_use, make_ready, write_verdicts
 from masters.training.groups import Group
@@ -75,10 +68,15 @@ class Trainer:
         folder: the stage's folder.
         source: model folder whose processor files go with the student's weights.
         validate: greedy accuracy on validation questions, (accuracy, low, high, n); None for none.
+            Ranks share the questions and get the same.
         progress: done, total, note.
         trackers: read the same numbers as metrics.jsonl.
         group_forward: how groups are seen, if the models allow it; see `group_forward.first_use`.
         features: the caches of the models' features, by role.
+        engine: holds the student's weights and the optimiser's state, already prepared.
+
+    Ranks that train together each have a trainer, with a curriculum of their part of every step;
+    rank 0 alone writes what is no checkpoint.
     """
 
     def __init__(
@@ -98,7 +96,10 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         group_forward: str = "repeat",
         features: Mapping[str, FeatureCache] | None = None,
+        engine: Engine | None = None,
     ) -> None:
+        self.engine: Engine = engine or Single()
+        self.main = ranks.rank() == 0
         self.student, self.curriculum = student, curriculum
         self.stored = teacher if isinstance(teacher, StoredSignal) else None
         self.teacher = teacher if isinstance(teacher, MaskedTeacher) else None
@@ -114,7 +115,7 @@ class Trainer:
 
     def carry_optimiser(self, file: Path) -> None:
         """Starts from another stage's optimiser state (Adam runs on within a phase)."""
-        self.optimiser.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+        self.engine.take_optimiser_state(self.optimiser, file)
 
     def run(self) -> dict[str, Any]:
         """Trains from the last checkpoint (or the start) to the end; writes model/ and best/."""
@@ -158,11 +159,16 @@ class Trainer:
             }
         if not self.forms:
             self._first_use(groups)
+        everyone = ranks.gathered((len(groups), prepared.dropped))
+        questions, dropped = (sum(counts) for counts in zip(*everyone, strict=True))
         sums = StepSums()
         rate = learning_rate(i, self.loop.total, self.optimiser_settings)
         for part in self.optimiser.param_groups:
             part["lr"] = rate
-        norm = self._step(i, prepared, sums) if groups else 0.0
+        norm = self._step(i, prepared, questions, sums) if questions else 0.0
+        for rank, theirs in enumerate(ranks.gathered(sums)):
+            if rank != ranks.rank():
+                sums.add(theirs)
         found, looked_for = (now - old for now, old in zip(self._pictures(), before, strict=True))
         seconds = time.perf_counter() - begin
         return {
@@ -173,7 +179,7 @@ class Trainer:
             **{f"reward/{name}": fmean(values) for name, values in sums.rewards.items()},
             **{f"entropy/{n}": total / max(1, sums.scored) for n, total in sums.entropy.items()},
             "groups/without_signal": sums.silent_groups / max(1, sums.groups),
-            "groups/dropped": prepared.dropped,
+            "groups/dropped": dropped,
             "kl/max": sums.kl_max,
             **_bounds(sums),
             "mask/ratio": ratio / 10_000,
@@ -235,8 +241,8 @@ class Trainer:
         if self.teacher is not None:
             make_ready(self.teacher.model, self.step.teacher_form)
 
-    def _step(self, i: int, prepared: Prepared, sums: StepSums) -> float:
-        """One optimiser step; returns the gradient norm before clipping."""
+    def _step(self, i: int, prepared: Prepared, questions: int, sums: StepSums) -> float:
+        """One optimiser step over so many questions; returns the gradient norm before clipping."""
         groups = prepared.groups
         try:
             with doing(f"training on step {i + 1}"):
@@ -246,7 +252,7 @@ class Trainer:
                     groups,
                     ids=self.ids,
                     settings=self.step,
-                    questions=len(groups),
+                    questions=questions,
                     sums=sums,
                 )
             with doing(f"updating the weights in step {i + 1}"):
@@ -256,23 +262,27 @@ class Trainer:
             self.optimiser.zero_grad(set_to_none=True)
             if i > self.loop.start:
                 self._checkpoint(i - self.loop.start)
-            names = ", ".join(group.question_id for group in groups)
+            mine = [group.question_id for group in groups]
+            names = ", ".join(name for named in ranks.gathered(mine) for name in named)
             raise NonFiniteLossError(
                 f"step {i + 1}: {error}. Questions of the step: {names}. Steps before it are kept"
             ) from error
 
     def _log(self, done: int, metrics: dict[str, float]) -> None:
+        if not self.main:
+            return
         with (self.folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({"step": self.loop.start + done, **metrics}) + "\n")
         for tracker in self.trackers:
             tracker.log(self.loop.start + done, metrics)
 
     def _resume(self) -> int:
-        position = load_checkpoint(self.folder / "checkpoints", self.student, self.optimiser)
+        position = self.engine.load(self.folder / "checkpoints", self.student, self.optimiser)
         step = self.loop.start if position is None else position.step
         for name in LOGS:
             # A run that starts again from nothing validates its first point again too.
-            cut_log(self.folder / name, step if position is not None else -1)
+            if self.main:
+                cut_log(self.folder / name, step if position is not None else -1)
         if position is not None:
             self.best = position.best
             if position.forms and position.formed == self._formed():
@@ -283,17 +293,18 @@ class Trainer:
         at = self.loop.start + done
         ratio = self.curriculum.ratio(at - 1) if done else 0
         for name in LOGS:
-            if (self.folder / name).exists():
+            if self.main and (self.folder / name).exists():
                 sync(self.folder / name)
         position = Position(step=at, ratio=ratio, best=self.best, forms=self.forms,
                             formed=self._formed())  # fmt: skip
-        save_checkpoint(self.folder / "checkpoints", self.student, self.optimiser, position)
+        self.engine.save(self.folder / "checkpoints", self.student, self.optimiser, position)
 
     def _validate(self, done: int) -> None:
         assert self.validate is not None
         self.student.eval()
-        with doing(f"validating after step {self.loop.start + done}"):
-            accuracy, low, high, n = self.validate(self.student.vlm)
+        doing_this = doing(f"validating after step {self.loop.start + done}")
+        with doing_this, self.engine.whole(self.student) as vlm:
+            accuracy, low, high, n = self.validate(vlm)
         self.student.train()
         row = {
             "step": self.loop.start + done,
@@ -302,17 +313,19 @@ class Trainer:
             "low": low,
             "high": high,
         }
-        with (self.folder / "validation.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
+        if self.main:
+            with (self.folder / "validation.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
         if self.best is None or accuracy > self.best:
             self.best = accuracy
             self._export("best")
 
     def _export(self, name: str) -> None:
-        state = self.student.plain_state()
-        self._place(
-            name, lambda to: save_model(self.student.vlm, to, source=self.source, state=state)
-        )
+        exported = self.engine.exported(self.student)
+        if exported is not None:
+            vlm, state = exported
+            self._place(name, lambda to: save_model(vlm, to, source=self.source, state=state))
+        ranks.wait_for_all()
 
     def _place(self, name: str, write: Callable[[Path], None]) -> None:
         """Has ``write`` fill a folder that takes its name when it is whole and on disk."""
@@ -328,17 +341,19 @@ class Trainer:
         self._export("model")
         if self.student.adapted:
             self._place("adapter", lambda to: save_adapter(self.student.vlm, to))
-        if self.best is None:
+        if self.main and self.best is None:
             shutil.rmtree(self.folder / "best", ignore_errors=True)
-        save_state(self.optimiser.state_dict(), self.folder / "optimiser.pt")
-        sync(self.folder / "optimiser.pt")
+        state = self.engine.optimiser_state(self.optimiser)
+        if state is not None:
+            save_state(state, self.folder / "optimiser.pt")
+            sync(self.folder / "optimiser.pt")
         for tracker in self.trackers:
             tracker.close()
         teacher = self.teacher
         return {
             "steps": steps,
             "best_validation": self.best,
-            "mask_bytes_read": teacher.bytes_read if teacher else 0,
+            "mask_bytes_read": sum(ranks.gathered(teacher.bytes_read if teacher else 0)),
             "mask_seconds": teacher.seconds if teacher else 0.0,
             "seconds_waiting": round(self.seconds_waiting, 3),
             "features": {

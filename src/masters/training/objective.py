@@ -79,6 +79,26 @@ class StepSums:
     entropy: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     scored: int = 0
 
+    def add(self, other: StepSums) -> None:
+        """Adds what another rank summed up over its part of the step."""
+        for mine, theirs in (
+            (self.loss, other.loss),
+            (self.squared_norm, other.squared_norm),
+            (self.entropy, other.entropy),
+        ):
+            for name, value in theirs.items():
+                mine[name] += value
+        for name, values in other.rewards.items():
+            self.rewards[name] += values
+        self.silent_groups += other.silent_groups
+        self.groups += other.groups
+        self.tokens += other.tokens
+        self.scored += other.scored
+        self.bounded += other.bounded
+        self.bound_sum += other.bound_sum
+        self.kl_max = max(self.kl_max, other.kl_max)
+        self.bound_max = max(self.bound_max, other.bound_max)
+
     def add_bounds(self, bound_N: torch.Tensor | None) -> None:
         """What may be missing from the divergences of a forward pass, in nats; None: nothing."""
         if bound_N is not None and len(bound_N):

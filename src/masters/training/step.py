@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from masters import ranks
 from masters.errors import NonFiniteLossError
 from masters.models.load import TokenIds
 from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
 from masters.training.groups import Group, Rows, make_rows, micro_batches
+from masters.training.lockstep import agreed_pieces, idle_rows
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
@@ -76,8 +79,20 @@ def accumulate(
         NonFiniteLossError: naming the questions of the micro-batch.
     """
     scorer, limit = _Scorer(student, teacher, ids, settings), settings.micro_batch_responses
-    for part in micro_batches(groups, size=settings.micro_batch, limit=limit):
-        rows = make_rows(part).to(scorer.device)
+    parts = list(micro_batches(groups, size=settings.micro_batch, limit=limit))
+    batches = [make_rows(part).to(scorer.device) for part in parts]
+    own = [len(rows.passes(limit)) for rows in batches]
+    agreed = agreed_pieces(own)
+    idle = idle_rows(groups, own, agreed)
+    scorer.idle_rows = None if idle is None else idle.to(scorer.device)
+    not_finite: list[str] = []
+    for k, count in enumerate(agreed):
+        if k >= len(batches):
+            scorer.idle(count, ask=True, gradient=count == 1)
+            if count > 1:
+                scorer.idle(count)
+            continue
+        rows = batches[k]
 
         def reduced(jsd_N: torch.Tensor, logp_N: torch.Tensor) -> dict[str, torch.Tensor]:
             loss, slopes = micro_batch_loss(
@@ -89,21 +104,25 @@ def accumulate(
                 questions=questions,
                 sums=sums,
             )
-            _check_finite(loss, part)  # noqa: B023
+            not_finite.extend(_said_not_finite(loss, rows.groups))  # noqa: B023
             loss.backward()
             return slopes
 
-        pieces = rows.passes(limit)
-        if len(pieces) == 1:
+        if count == 1:
             jsd_N, logp_N, score = scorer(rows, scorer.known(rows))
             _add_norms(sums, reduced(jsd_N, logp_N), score)
         else:
-            _in_pieces(scorer, pieces, reduced, sums)
+            _in_pieces(scorer, rows.passes(limit), count, reduced, sums)
+    # Told once all have made all passes: whoever stopped before would leave the others waiting.
+    for said in ranks.gathered(not_finite):
+        if said:
+            raise NonFiniteLossError(said[0])
 
 
 def _in_pieces(
     scorer: _Scorer,
     pieces: Sequence[Rows],
+    count: int,
     reduced: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
     sums: StepSums,
 ) -> None:
@@ -112,6 +131,9 @@ def _in_pieces(
     A pass without gradient gives every D, which the advantages need; the loss's slopes with respect
     to each token's scores follow, and each piece is run again and sent back with its own. What the
     teacher said is kept from one to the other: it reads each piece once.
+
+    Args:
+        count: passes of each kind, at least as many as there are pieces; see `training.lockstep`.
     """
     draws, scored, known = [], [], []
     with torch.no_grad():
@@ -119,6 +141,7 @@ def _in_pieces(
             known.append(scorer.known(piece))
             draws.append(random_state())  # dropout must draw the same again
             scored.append(scorer(piece, known[-1])[:2])
+    scorer.idle(count - len(pieces), ask=True, gradient=False)
     after = random_state()
     jsd_N, logp_N = (torch.cat(x).requires_grad_() for x in zip(*scored, strict=True))
     slopes = reduced(jsd_N, logp_N)
@@ -134,6 +157,7 @@ def _in_pieces(
         share.backward()
         _add_norms(sums, {name: slope[own] for name, slope in slopes.items()}, score)
         start = own.stop
+    scorer.idle(count - len(pieces))
     set_random_state(after)
 
 
@@ -156,6 +180,24 @@ class _Scorer:
                 teacher, ids=ids, precision=inner.precision, form=settings.teacher_form
             )
         self._signal = teacher
+        self.idle_rows: Rows | None = None
+
+    def idle(self, times: int, *, ask: bool = False, gradient: bool = True) -> None:
+        """So many passes beside another rank's; they change nothing.
+
+        Args:
+            ask: a live teacher reads along, as in a pass whose answers are new.
+            gradient: whether there is a backward pass.
+        """
+        for _ in range(times):
+            assert self.idle_rows is not None
+            if ask and isinstance(self._signal, LiveSignal):
+                self.known(self.idle_rows)
+            with torch.set_grad_enabled(gradient):
+                jsd_N, logp_N, _ = self(self.idle_rows, None)
+            if gradient:
+                nothing_N = torch.zeros_like(logp_N)
+                torch.autograd.backward([jsd_N, logp_N], [nothing_N, nothing_N])
 
     def known(self, rows: Rows) -> TeacherTokens | None:
         """What the teacher says of the rows' tokens; None without one."""
@@ -188,13 +230,14 @@ class _Scorer:
         return jsd_N, logp_N, score
 
 
-def _check_finite(loss: torch.Tensor, part: Sequence[Group]) -> None:
-    if not math.isfinite(loss.item()):
-        names = ", ".join(group.question_id for group in part)
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} on questions {names}; expected a finite number. Look at "
-            "them with `masters show`, lower method.optimiser.lr, or use precision fp32"
-        )
+def _said_not_finite(loss: torch.Tensor, part: Sequence[Group]) -> list[str]:
+    if math.isfinite(loss.item()):
+        return []
+    names = ", ".join(group.question_id for group in part)
+    return [
+        f"the loss is {loss.item()} on questions {names}; expected a finite number. Look at "
+        "them with `masters show`, lower method.optimiser.lr, or use precision fp32"
+    ]
 
 
 def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSettings) -> None:
@@ -217,6 +260,8 @@ def apply_gradient(
     """
     bound = clip if clip > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), bound)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if not torch.isfinite(norm):
         raise NonFiniteLossError(f"the gradient norm is {norm.item()}; nothing was applied")
     optimiser.step()

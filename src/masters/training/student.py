@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 
 from masters.models.lora import merged_state
 from masters.training.token_scores import ScoreSettings, token_scores
@@ -35,6 +36,7 @@ class Student(nn.Module):
         precision: compute dtype; the trained weights stay float32 whatever it is.
         resting: names of modules of frozen parts, which stay in eval mode while the rest trains.
         adapted: low-rank adapters are in it.
+        offload: what the trunk keeps for its backward pass waits in the host's memory.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Student(nn.Module):
         precision: torch.dtype = torch.float32,
         resting: Sequence[str] = (),
         adapted: bool = False,
+        offload: bool = False,
     ) -> None:
         super().__init__()
         self.vlm = vlm
         self.precision = precision
         self.adapted = adapted
+        self.offload = offload
         self._resting = tuple(resting)
 
     def train(self, mode: bool = True) -> Student:
@@ -74,7 +78,10 @@ class Student(nn.Module):
         top: TopTokens | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(jsd_N, logp_N) of the response tokens; see ``token_scores`` and ``topk_scores``."""
-        with autocast(row_N.device, self.precision):
+        # Not the token scores: what they keep is the head, and small.
+        pinned = row_N.device.type == "cuda"
+        kept = save_on_cpu(pin_memory=pinned) if self.offload else nullcontext()
+        with autocast(row_N.device, self.precision), kept:
             hidden_S = response_states(self.vlm, inputs, row_N, column_N)
         head_S = self.vlm.get_output_embeddings().weight
         if top is not None:

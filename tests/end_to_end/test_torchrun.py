@@ -1,0 +1,150 @@
+"""torchrun on the whole command line: two ranks train, are killed, and one process goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.running import SMALL, cli, command, environment, fails, folders, lines, succeeds
+
+STAGE = "train/0-teacher"
+WORDS = ("masters", "--profile", "tiny", "--until", STAGE)
+SPREAD = (*SMALL, "runtime.engine=fsdp2")
+#: Loaded machines take their time to start two interpreters.
+PATIENCE = 300
+
+
+def without_train(whole: Path, to: Path) -> Path:
+    """A copy of the finished run whose last train stage is to be done again."""
+    shutil.copytree(whole, to)
+    shutil.rmtree(to / folders(whole)[STAGE].relative_to(whole))
+    return folders(to)[STAGE]
+
+
+def torchrun(out: Path, sets: Sequence[str] = SPREAD) -> list[str]:
+    masters = command("run", *WORDS, "--out", str(out), sets=sets)[1:]
+    launcher = "torch.distributed.run"
+    return [sys.executable, "-m", launcher, "--standalone", "--nproc-per-node", "2", *masters]
+
+
+def check_same(found: Path, expected: Path) -> None:
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert (weight - theirs[name]).abs().max() < 2e-5, name
+    pairs = zip(lines(found / "metrics.jsonl"), lines(expected / "metrics.jsonl"), strict=True)
+    for mine, other in pairs:
+        for name in ("step", "loss/total", "grad_norm/total", "groups/dropped", "tokens"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+    assert lines(found / "validation.jsonl") == lines(expected / "validation.jsonl")
+
+
+def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < end, f"{path} does not come"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_then_one_process_goes_on(whole: Path, tmp_path: Path) -> None:
+    expected = folders(whole)[STAGE]
+    stage = without_train(whole, tmp_path / "run")
+    run = subprocess.Popen(
+        torchrun(tmp_path / "run"), env=environment(), start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(stage / "checkpoints" / "step-00000002" / "shards", run)
+    for process in (run.pid, *ranks_of(run.pid)):
+        os.kill(process, signal.SIGKILL)
+    run.communicate()
+    assert not (stage / "record.json").exists()
+    succeeds("run", *WORDS, "--out", str(tmp_path / "run"), sets=SMALL)
+    check_same(stage, expected)
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """torchrun starts each rank in a session of its own."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+@pytest.mark.slow
+def test_two_ranks_from_start_to_report(whole: Path, tmp_path: Path) -> None:
+    """Rank 0 alone writes and prints; the rest of the plan is as it ever was."""
+    stage = without_train(whole, tmp_path / "run")
+    done = subprocess.run(
+        torchrun(tmp_path / "run"), env=environment(), capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"{STAGE}: done") == 1
+    check_same(stage, folders(whole)[STAGE])
+    said = succeeds(
+        "run", "masters", "--profile", "tiny", "--out", str(tmp_path / "run"), sets=SMALL
+    )
+    assert "Accuracy on" in said
+
+
+def start_rank(rank: int, port: int, out: Path) -> subprocess.Popen[str]:
+    """A rank without torchrun, which would end one when the other dies."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    return subprocess.Popen(
+        command("run", *WORDS, "--out", str(out), sets=SPREAD),
+        env={**environment(), **place}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_left_alone_says_so(whole: Path, tmp_path: Path, dead: int) -> None:
+    stage = without_train(whole, tmp_path / "run")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs = [start_rank(rank, port, tmp_path / "run") for rank in range(2)]
+    wait_for(stage / "metrics.jsonl", runs[0])
+    runs[dead].kill()
+    runs[dead].communicate()
+    printed, _ = runs[1 - dead].communicate(timeout=60)
+    assert runs[1 - dead].returncode == 1, printed
+    assert "error: " in printed and "another rank of this run ended" in printed, printed
+    assert "Run the same command again" in printed
+    succeeds("run", *WORDS, "--out", str(tmp_path / "run"), sets=SMALL)
+    check_same(stage, folders(whole)[STAGE])
+
+
+def test_engines_that_cannot_are_refused(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path))
+    words = ("masters", "--profile", "tiny", *out)
+    assert "not there yet" in fails("run", *words, sets=(*SMALL, "runtime.engine=deepspeed"))
+    lora = (*SPREAD, "models.student.lora={rank: 4}")
+    assert "no low-rank adapters" in fails("run", *words, sets=lora)
+    moments = (*SPREAD, "method.optimiser.moments=8bit")
+    assert "keeps Adam's moments in float32" in fails("run", *words, sets=moments)
+    device = (*SPREAD, "runtime.teacher_device=cpu")
+    assert "expected 'same' or 'offload'" in fails("run", *words, sets=device)
+    offload = (*SMALL, "runtime.activation_offload=true", "runtime.gradient_checkpointing=false")
+    assert "expected layers to be run again" in fails("run", *words, sets=offload)
+
+
+def test_ranks_without_an_engine_for_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("run", "masters", "--profile", "tiny", "--out", str(tmp_path), sets=SMALL)
+    assert done.returncode == 1 and "set runtime.engine=fsdp2" in done.stderr, done.stderr
