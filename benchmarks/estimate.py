@@ -44,8 +44,9 @@ def this_machine() -> Cluster:
         name="one thread of a processor", device="cpu", gpus=1, gpus_per_node=1,
         memory_gb=round(pages * size / 1e9, 1), bandwidth_gb_s=round(copy_rate() / 1e9, 1),
         tflops=Tflops(bf16=round(peak, 4), fp32=round(peak, 4)), node_gb_s=10, network_gb_s=1,
-        host_gb_s=10, disk_gb=100, disk_gb_s=1,
-        source="peak and bandwidth measured by benchmarks/estimate.py",
+        host_gb_s=10, disk_gb=100,
+        disk_gb_s=round(read_rate() / 1e9, 1),
+        source="peak, bandwidth and reading of cached files measured by benchmarks/estimate.py",
         efficiency=Efficiency(
             train=one, forward=one, generate=one, head=one, decode=one, layer_seconds=zero,
             pass_seconds=zero, sample_seconds=zero, question_seconds=zero, patch_seconds=zero,
@@ -64,6 +65,17 @@ def copy_rate(size: int = 1 << 26, repeats: int = 5) -> float:
     for _ in range(repeats):
         target.copy_(source)
     return 2 * 4 * size * repeats / (now() - begin)
+
+
+def read_rate(size: int = 1 << 27) -> float:
+    """Bytes a second in which a file is read that the system still holds in memory."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(size))
+        file.flush()
+        path = Path(file.name)
+        begin = now()
+        path.read_bytes()
+        return size / (now() - begin)
 
 
 def measured(folder: Path, quick: bool) -> tuple[list[Ran], list[Ran]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from estimating.running import Ran
 from masters.estimate.cluster import Assumed, Cluster
+from masters.estimate.work import prices
 
 #: What is fitted; the rest (disk, links) plays no part in these runs.
 FITTED: tuple[str, ...] = (
@@ -38,31 +39,36 @@ def fitted(cluster: Cluster, ran: Sequence[Ran]) -> Cluster:
 
 def _prices(cluster: Cluster, ran: Sequence[Ran]) -> dict[str, float]:
     """Seconds of each amount: least squares of the relative error, negative prices left out."""
-    rows = np.array([[asdict(one.work(cluster))[name] for name in FITTED] for one in ran])
+    works = [asdict(one.work(cluster)) for one in ran]
+    rows = np.array([[work[name] for name in FITTED] for work in works])
+    known = {name: price for name, price in prices(cluster, "fp32").items() if name not in FITTED}
+    fixed = [sum(work[name] * price for name, price in known.items()) for work in works]
+    # What is known beforehand (reading files) is not to be explained.
     seconds = np.array([one.seconds for one in ran])
+    wanted = 1 - np.array(fixed) / seconds
     scale = rows.max(axis=0)
     scale[scale == 0] = 1
     share = rows / scale / seconds[:, None]
     used = [k for k in range(len(FITTED)) if rows[:, k].any()]
     while True:
-        found, *_ = np.linalg.lstsq(share[:, used], np.ones(len(seconds)), rcond=None)
+        found, *_ = np.linalg.lstsq(share[:, used], wanted, rcond=None)
         if (found >= 0).all():
             break
         used.pop(int(found.argmin()))
-    prices = dict.fromkeys(FITTED, 0.0)
+    result = dict.fromkeys(FITTED, 0.0)
     for k, value in zip(used, found, strict=True):
-        prices[FITTED[k]] = float(value / scale[k])
-    return prices
+        result[FITTED[k]] = float(value / scale[k])
+    return result
 
 
-def _with_prices(cluster: Cluster, prices: dict[str, float]) -> Cluster:
+def _with_prices(cluster: Cluster, found_prices: dict[str, float]) -> Cluster:
     """The cluster with these; a share that came out as free is 1."""
     peak = cluster.tflops.of("fp32")
     full: dict[str, float] = dict.fromkeys(("train", "forward", "generate", "head"), peak)
     full["decode"] = 1e9 * cluster.bandwidth_gb_s
     found = {}
     for amount, name in NAMES.items():
-        value = prices[amount]
+        value = found_prices[amount]
         if name in full:
             value = min(1.0, 1 / (full[name] * value)) if value else 1.0
         digits = float(f"{value:.4g}")

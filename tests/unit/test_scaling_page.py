@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from masters.plan import make_plan
+from masters.recipe import load_recipe
 from masters.recipe_file import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +30,13 @@ def test_the_committed_page_is_what_its_generator_writes() -> None:
 def test_every_profile_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in shipped("recipes/profiles"))
+
+
+def test_the_first_phase_by_itself_is_the_ladders(tmp_path: Path) -> None:
+    """Its stages lie in the folders that the ladder looks into."""
+    path = ROOT / "docs" / "examples"
+    first = make_plan(load_recipe(path / "internvl35_8b_first.yaml", "cluster"), tmp_path)
+    ladder = make_plan(load_recipe(path / "internvl35_8b_ladder.yaml", "cluster"), tmp_path)
+    assert [name for name in first.by_name if name.startswith("train/")] == ["train/0-14b"]
+    for name, stage in first.by_name.items():
+        assert ladder.by_name[name].folder == stage.folder, name

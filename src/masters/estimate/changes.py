@@ -156,7 +156,7 @@ def _other_cluster(jobs: Jobs, name: str) -> Change | None:
     base = jobs.cluster
     sharded = _with(jobs, (("runtime.engine", "fsdp2"),))
     if sharded is not None and isinstance(jobs.drafts[name].spec, TrainSpec):
-        sets = () if getattr(jobs.recipe.runtime, "engine", "") == "fsdp2" else (
+        sets = () if jobs.recipe.runtime.engine == "fsdp2" else (
             "runtime.engine=fsdp2",
         )  # fmt: skip
         count = 2 if base.gpus == 1 else 2 * base.gpus

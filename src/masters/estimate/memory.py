@@ -98,9 +98,9 @@ def training(
     pairs = questions * _mask_bytes(row, runtime, device)
     tower_kept = 0.0 if how.frozen_tower else kept_by_tower(student, image)
     if how.checkpointing:
-        # Another key of the training engines: layers' inputs wait in the host's memory.
-        waiting = getattr(runtime, "activation_offload", False)
-        saved = 0.0 if waiting else 4 * tokens * student.hidden * student.layers
+        saved = 4 * tokens * student.hidden * student.layers
+        if runtime.activation_offload:
+            saved = 0.0  # layers' inputs wait in the host's memory
         layer = kept_by_layers(student, tokens) / student.layers
         saved += KEPT[precision] * max(layer, tower_kept / max(1, student.tower_layers))
         if not how.frozen_tower:

@@ -82,7 +82,7 @@ class _Training:
     @property
     def sharded(self) -> bool:
         tiny = isinstance(self.spec.init, TinyInit)
-        return getattr(self.jobs.recipe.runtime, "engine", "single") != "single" and not tiny
+        return self.jobs.recipe.runtime.engine != "single" and not tiny
 
     @property
     def trained_parameters(self) -> float:
@@ -132,7 +132,8 @@ class _Training:
             opened += jobs.loaded(self.teacher, spec.optimiser.precision, processes)
             falls = len(spec.schedule.ratios) - 1
             opened += Work(disk_bytes=2 * falls * self.teacher.parameters, stages=-1)
-        return step * steps + self._validated() + self._written(steps) + opened
+        validated = self._validated() * (1 / processes)
+        return step * steps + validated + self._written(steps) + opened
 
     def _passes(self, own: int, processes: int) -> Work:
         """Forward and backward passes of a process's questions of a step."""
@@ -156,17 +157,17 @@ class _Training:
             if reader is not None:
                 found += jobs.encoded(reader, own)
         if teacher is not None and jobs.streamed("teacher"):
-            found += Work(host_bytes=together * item * teacher.layer_parameters)
+            found += Work(host_bytes=together * item * teacher.layer_parameters / processes)
         if processes > 1:
             # Weights are gathered for forward and backward, gradients sent in float32.
             moved = 2 * item * self.student.parameters + 4 * self.trained_parameters
-            if teacher is not None and not jobs.streamed("teacher"):
+            if teacher is not None:
                 moved += item * teacher.parameters
             found += Work(link_bytes=together * how.pieces * moved)
         return found
 
     def _validated(self) -> Work:
-        """Greedy answers while training; every process gives all of them."""
+        """Greedy answers while training, of all processes together."""
         jobs, validation = self.jobs, self.spec.validation
         if validation is None:
             return Work()
@@ -207,6 +208,7 @@ class _Training:
         elif precision == "bf16":
             found["bf16 copies of weights"] = item * student.parameters
         teacher: Bytes = {}
+        answering: Bytes = {}
         if self.teacher is not None:
             teacher = self._teacher(self.teacher, n)
         passing = memory.training(
@@ -219,12 +221,22 @@ class _Training:
                 longest=jobs.workload.answer(spec.validation.max_new_tokens)[1],
                 prompt=jobs.workload.prompt, image=jobs.workload.image_tokens,
             )  # fmt: skip
-            passing["activations"] = max(passing["activations"], sum(answers.values()))
+            answering = {"answers of a validation": sum(answers.values())}
+            if n == 1:
+                passing["activations"] = max(passing["activations"], sum(answers.values()))
         if runtime.teacher_device.startswith("cuda") and self.live and teacher:
             alone = {**teacher, "activations": passing["activations"]}
             here = {**found, **passing}
-            return max(here, alone, key=lambda one: sum(one.values()))
-        return {**found, **teacher, **passing}
+            return max(here, alone, key=total)
+        trained = {**found, **teacher, **passing}
+        if n == 1:
+            return trained
+        # It is whole on every rank when it is loaded, and again to answer: training_engines.md.
+        loaded: Bytes = {"student, whole, when loaded": 4 * student.parameters * (1 + 1 / n)}
+        if spec.validation is not None:
+            whole = {"student, whole, to validate": item * student.parameters}
+            trained = max(trained, {**found, **teacher, **whole, **answering}, key=total)
+        return max(trained, loaded, key=total)
 
     def _teacher(self, shape: ModelShape, processes: int) -> Bytes:
         """What of the teacher lies beside the student, or on its own GPU."""
@@ -235,6 +247,11 @@ class _Training:
             return {}
         streamed = jobs.streamed("teacher")
         held = memory.weights(shape, precision, offload=streamed)
-        if processes > 1 and not streamed:
+        if processes > 1:
             held = held / processes + 2 * ITEM[precision] * max(shape.largest_layer, shape.head)
         return {"teacher": held}
+
+
+def total(memory: Bytes) -> float:
+    """All of it."""
+    return sum(memory.values())
