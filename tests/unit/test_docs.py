@@ -33,8 +33,8 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
-            "families", "gpu", "judge", "judging", "masks", "methods", "serving", "training_engines",
-            "verifiers",
+            "families", "gpu", "judge", "judging", "masks", "methods", "serving",
+            "training_engines", "verifiers",
         )  # fmt: skip
     ),
 )

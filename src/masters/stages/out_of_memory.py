@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 #: What helps, by the first word of what was being done.
 _HELPS: dict[str, tuple[str, ...]] = {
     "training": (
-        "micro_batch", "checkpointing", "activations", "jobs", "group", "pixels", "tokens", "teacher_device",
-        "moments", "fewer_trained",
+        "micro_batch", "checkpointing", "activations", "jobs", "group", "pixels", "tokens",
+        "teacher_device", "moments", "fewer_trained",
     ),
     "running": ("micro_batch", "jobs", "group", "pixels", "tokens", "teacher_device"),
     "updating": ("jobs", "teacher_device", "moments", "fewer_trained"),
