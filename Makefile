@@ -46,9 +46,10 @@ types: $(VENV)/.installed-dev ## pyright.
 contracts: $(VENV)/.installed-dev ## Who may import whom (import-linter).
 	$(BIN)/lint-imports
 
-recipes: $(VENV)/.installed ## Writes docs/recipes.md and docs/sizes.md anew.
+recipes: $(VENV)/.installed ## Writes docs/recipes.md, docs/sizes.md and the table of docs/scaling.md anew.
 	$(BIN)/python docs/generate_recipes.py
 	$(BIN)/python docs/generate_sizes.py
+	$(BIN)/python docs/generate_scaling.py
 
 venv: $(VENV)/.installed-dev ## Installs everything into .venv and does no more.
 

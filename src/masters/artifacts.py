@@ -14,13 +14,15 @@ import os
 import platform
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from masters.errors import StageError
+from masters.shares import CLAIMS, Part, neighbour
 
 if TYPE_CHECKING:
     from masters.recipe import Runtime
@@ -29,7 +31,8 @@ RECORD = "record.json"
 VERDICTS = "verdicts.sqlite"
 """In the output folder: what judges said, for all runs of it."""
 _UNFINISHED_ONLY = ("checkpoints", "init")
-_LEFTOVERS = (".*.tmp", ".*.partial")
+_LEFTOVERS = (".*.tmp", ".*.partial", CLAIMS)
+_POLL_S = 0.5
 _PACKAGES = (
     "masters", "torch", "transformers", "numpy", "pyarrow", "pillow", "safetensors",
     "peft", "bitsandbytes", "flash-attn",
@@ -45,12 +48,14 @@ class StageContext:
         inputs: role -> folder of the input stage, which is done.
         runtime: the recipe's runtime block.
         progress: (done, total, note); cheap, may be called often.
+        part: which of the stage's shards are to be made here.
     """
 
     folder: Path
     inputs: Mapping[str, Path]
     runtime: Runtime
     progress: Callable[[int, int, str], None]
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ def fingerprint(value: Any) -> str:
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Writes the file whole or not at all: a temporary neighbour, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = neighbour(path, "tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -204,22 +209,27 @@ def _torn(path: Path, reason: str) -> str:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, together: bool = False, wait: bool = False) -> Iterator[None]:
     """Holds the folder alone; the system frees it when its owner dies, however it dies.
+
+    Args:
+        together: hold it with others that do the same, against one that wants it alone.
+        wait: until it is free, instead of the error.
 
     Raises:
         StageError: when another process holds it; names that process and its machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    how = fcntl.LOCK_SH if together else fcntl.LOCK_EX
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "an unknown process"
-            raise StageError(
-                f"{folder} is in use by {owner}. Wait for it, or end it and run again"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise _in_use(folder, file) from None
+                time.sleep(_POLL_S)
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -228,6 +238,12 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _in_use(folder: Path, file: IO[str]) -> StageError:
+    file.seek(0)
+    owner = file.read().strip() or "an unknown process"
+    return StageError(f"{folder} is in use by {owner}. Wait for it, or end it and run again")
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from masters.crew import leads
 from masters.errors import MastersError
 from masters.plan import Plan, make_plan, read_plan
 from masters.recipe import load_recipe
+from masters.shares import WHOLE, Share, share_from
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +50,19 @@ ByOpt = Annotated[
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 MarkdownOpt = Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")]
+WorkerOpt = Annotated[
+    int | None, typer.Option("--worker", min=0, help="Which of --workers this is, from 0.")
+]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1,
+        help="So many processes share the shards; else as torchrun or SLURM say, else one.",
+    ),
+]  # fmt: skip
+WaitOpt = Annotated[
+    bool, typer.Option("--wait", help="Until the other workers have made their shards.")
+]
 SeedsOpt = Annotated[int, typer.Option("--seeds", min=1, help="method.seed 0 .. N-1.")]
 
 _INTERRUPTED = 130
@@ -83,11 +97,27 @@ def plan(
     sizes: Annotated[
         bool, typer.Option("--sizes", help="Parameters, masked tensors and bytes of the models.")
     ] = False,
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="Memory and hours on a cluster: a YAML file, or a shipped one's name."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="With --estimate: so many, instead of the cluster's.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(help="With --estimate: KEY=NUMBER of the questions. Repeatable."),
+    ] = None,
 ) -> None:
     """The stages as a tree: done, to do or drifted. Nothing is written."""
     from masters.plan_view import plan_tree, sizes_tables
 
     made = _plan(recipe, profile, set_, out)
+    if estimate is not None:
+        _estimate(made, estimate, gpus, assume or (), as_json=as_json)
+        return
+    if gpus is not None or assume:
+        raise MastersError("--gpus and --assume are of an estimate; expected --estimate CLUSTER")
     if resolved:
         typer.echo(made.as_json()["yaml"], nl=False)
         return
@@ -127,7 +157,7 @@ def run(
 
 
 def _verb(kind: str, what: str) -> None:
-    """Adds the command that does one kind's stages with what they read."""
+    """Adds the command that does one kind's stages with what they read, or one worker's share."""
 
     def verb(
         recipe: RecipeArg,
@@ -135,8 +165,12 @@ def _verb(kind: str, what: str) -> None:
         set_: SetOpt = None,
         out: OutOpt = None,
         jobs: JobsOpt = None,
+        worker: WorkerOpt = None,
+        workers: WorkersOpt = None,
+        wait: WaitOpt = False,
     ) -> None:
-        _run_kind(_plan(recipe, profile, set_, out), kind, jobs)
+        share = _share(worker, workers)
+        _run_kind(_plan(recipe, profile, set_, out), kind, jobs, share, wait=wait)
 
     app.command(kind, help=f"{what}, with the stages that this needs.")(verb)
 
@@ -173,6 +207,9 @@ def judge(
     set_: SetOpt = None,
     out: OutOpt = None,
     jobs: JobsOpt = None,
+    worker: WorkerOpt = None,
+    workers: WorkersOpt = None,
+    wait: WaitOpt = False,
     audit: Annotated[
         int | None,
         typer.Option("--audit", min=1, help="Then mark so many of them yourself: who agrees?"),
@@ -187,7 +224,8 @@ def judge(
     made = _plan(recipe, profile, set_, out)
     if answers is not None and audit is None:
         raise MastersError("--answers holds marks of an audit; expected --audit N beside it")
-    _run_kind(made, "judge", jobs)
+    if not _run_kind(made, "judge", jobs, _share(worker, workers), wait=wait):
+        return
     console = Console()
     table = verdict_table(made)
     if table is not None:
@@ -200,7 +238,18 @@ def judge(
 
 _verb("score", "Reference log-probabilities of the responses")
 _verb("signal", "The teacher's signal on the responses, where the recipe stores it")
-_verb("train", "Students (and tiny teachers)")
+
+
+@app.command()
+def train(
+    recipe: RecipeArg,
+    profile: ProfileOpt = None,
+    set_: SetOpt = None,
+    out: OutOpt = None,
+    jobs: JobsOpt = None,
+) -> None:
+    """Students (and tiny teachers), with the stages that this needs."""
+    _run_kind(_plan(recipe, profile, set_, out), "train", jobs)
 
 
 @app.command()
@@ -224,6 +273,9 @@ def evaluate(
     set_: SetOpt = None,
     out: OutOpt = None,
     jobs: JobsOpt = None,
+    worker: WorkerOpt = None,
+    workers: WorkersOpt = None,
+    wait: WaitOpt = False,
 ) -> None:
     """Answers to held-out questions: of a recipe's models, or of any checkpoint on any data."""
     from masters.evaluation.located import Located
@@ -241,7 +293,8 @@ def evaluate(
         raise MastersError("expected a recipe, or --model with --data")
     else:
         made = _plan(recipe, profile, set_, out)
-        _run_kind(made, "evaluate", jobs)
+        if not _run_kind(made, "evaluate", jobs, _share(worker, workers), wait=wait):
+            return
         fields = made.recipe.evaluation.by
         found = [
             Located(name=stage.name.removeprefix("evaluate/"), folder=stage.folder, by=fields)
@@ -425,6 +478,20 @@ def doctor(
     print_doctor(Console(), verify)
 
 
+def _estimate(
+    made: Plan, name: str, gpus: int | None, assumed: Sequence[str], *, as_json: bool
+) -> None:
+    from masters.estimate.cluster import load_cluster
+    from masters.estimate.plan import estimate_plan
+    from masters.estimate.view import estimate_tables
+
+    found = estimate_plan(made, load_cluster(name, gpus=gpus), assumed)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    Console().print(estimate_tables(found))
+
+
 def _plan(
     recipe: str, profile: str | None, overrides: Sequence[str] | None, out: Path | None
 ) -> Plan:
@@ -432,15 +499,32 @@ def _plan(
     return make_plan(loaded, out or Path("runs") / loaded.name)
 
 
-def _run_kind(made: Plan, kind: str, jobs: int | None) -> None:
-    """Does one kind's stages with what they read."""
+def _share(worker: int | None, workers: int | None) -> Share:
+    """Which of several workers this process is, as told or as it was launched."""
+    share = share_from(os.environ, worker, workers)
+    if not share.whole:
+        _stderr().print(f"this is {share}", highlight=False, markup=False)
+    return share
+
+
+def _run_kind(
+    made: Plan, kind: str, jobs: int | None, share: Share = WHOLE, *, wait: bool = False
+) -> bool:
+    """Does one kind's stages with what they read; False where others have still to do theirs."""
     from masters.run import run_plan
 
     names = [stage.name for stage in made.stages if stage.kind == kind]
     if not names:
         _stderr().print(f"{made.recipe.name} has no {kind} stage; nothing to do", markup=False)
-        return
-    run_plan(made, until=names, jobs=jobs)
+        return True
+    left = run_plan(made, until=names, jobs=jobs, share=share, wait=wait)
+    if left:
+        _stderr().print(
+            f"{share} has nothing more to do now. Not done: {', '.join(left)}. When the other "
+            "workers have ended, run the same command again, or with --wait",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    return not left
 
 
 def _compare(

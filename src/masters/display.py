@@ -62,6 +62,8 @@ class Display:
     def update(self, name: str, done: int, total: int, note: str) -> None:
         """The stage got ``done`` of ``total`` done."""
         if self._progress:
+            if name not in self._bars:
+                return
             self._progress.update(self._bars[name], completed=done, total=total, note=note)
             return
         now = time.monotonic()
@@ -74,6 +76,11 @@ class Display:
         self.finished += 1
         self._remove(name)
         self._line(f"{name}: done in {seconds:.1f} s  ({self.finished}/{self.total})")
+
+    def rest(self, name: str, why: str) -> None:
+        """This process has done what it can for the stage; others have to do the rest."""
+        self._remove(name)
+        self._line(f"{name}: {why}")
 
     def fail(self, name: str) -> None:
         """The stage gave up; the reason follows at the end of the run."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -28,6 +30,7 @@ from masters.display import Display
 from masters.errors import MastersError, StageError
 from masters.plan import Plan, Stage, stage_is_done, write_plan
 from masters.recipe import resolved_yaml
+from masters.shares import WHOLE, ShardsMissingError, Share, lacking
 from masters.specs import (
     AnySpec,
     EvaluateSpec,
@@ -45,6 +48,7 @@ from masters.stages.preflight import check, check_servers
 from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
 
 REPORT = "report"
+_POLL_S = 1.0
 PRELOAD = (
     "torch",
     "transformers.models.auto.modeling_auto",
@@ -118,9 +122,14 @@ def run_plan(
     jobs: int | None = None,
     dispatch: Dispatch = dispatch_stage,
     console: Console | None = None,
-) -> None:
+    share: Share = WHOLE,
+    wait: bool = False,
+) -> tuple[str, ...]:
     """Runs one plan; see `run_plans`."""
-    run_plans([plan], until=until, only=only, jobs=jobs, dispatch=dispatch, console=console)
+    return run_plans(
+        [plan], until=until, only=only, jobs=jobs, dispatch=dispatch, console=console,
+        share=share, wait=wait,
+    )  # fmt: skip
 
 
 def run_plans(
@@ -131,10 +140,14 @@ def run_plans(
     jobs: int | None = None,
     dispatch: Dispatch = dispatch_stage,
     console: Console | None = None,
-) -> None:
+    share: Share = WHOLE,
+    wait: bool = False,
+) -> tuple[str, ...]:
     """Does what is not done in any of the plans, shared stages once, then reports.
 
-    A failing stage lets the ones beside it finish; no other is started.
+    A failing stage lets the ones beside it finish; no other is started. One of several workers
+    makes its share of the shards of each stage; a stage without shards is done by the first that
+    comes to it while the others wait.
 
     Args:
         plans: of one output folder.
@@ -143,21 +156,30 @@ def run_plans(
         jobs: stages at the same time; None: the recipes' ``runtime.jobs``.
         dispatch: runs one stage; with several jobs a module-level function.
         console: None: stderr.
+        share: which of several workers this is; such a one does one stage at a time.
+        wait: where shards of other workers are missing, until they are there.
+
+    Returns:
+        The stages that are left for when other workers have made their shards; none but for one
+        of several workers.
 
     Raises:
         MastersError: the first failure, with the stage's name and folder.
     """
-    crew = join([plan.recipe.runtime for plan in plans])
+    # Workers that share stages by shard are no crew: each goes its own way.
+    crew = join([plan.recipe.runtime for plan in plans]) if share.whole else None
     if crew is not None and crew.rank > 0:
         quiet_libraries()
         crew.follow(dispatch)
-        return
+        return ()
     failed: str | None = "it was interrupted"
+    shown = console or Console(stderr=True)
     try:
         together = dispatch if crew is None else crew.leading(dispatch)
         jobs = jobs if crew is None else 1  # children would be outside of the crew
-        _run_plans(plans, until, only, jobs, together, console or Console(stderr=True))
+        left = _run_plans(plans, until, only, jobs, together, shown, share, wait)
         failed = None
+        return left
     except OSError as error:
         failed = str(error)
         if not is_disk_full(error):
@@ -178,7 +200,9 @@ def _run_plans(
     jobs: int | None,
     dispatch: Dispatch,
     console: Console,
-) -> None:
+    share: Share,
+    wait: bool,
+) -> tuple[str, ...]:
     _runnable(plans)
     quiet_libraries()
     targets = [until] if isinstance(until, str) else list(until or ())
@@ -189,24 +213,25 @@ def _run_plans(
         if stage_is_done(stage):
             tidy(stage.folder)  # where a kill came between its record and this
         else:
-            todo.append(task)
+            todo.append(replace(task, share=share))
     opened = {stage.folder: plan.with_origins(stage) for plan in plans for stage in plan.stages}
     checked = [plan.recipe.runtime.images_checked for plan in plans]
     at_most = None if None in checked else max(n for n in checked if n is not None)
     check((opened[task.folder] for task in todo), images_checked=at_most)
-    if not (plans[0].out / VERDICTS).exists():  # kept verdicts may be all that is needed
-        check_servers((task.name, task.spec, task.runtime) for task in todo)
+    asking = ((task.name, task.spec, task.runtime) for task in todo)
+    check_servers(asking, plans[0].out / VERDICTS)
     for plan in plans:
         write_plan(plan)
     jobs = jobs or max(plan.recipe.runtime.jobs for plan in plans)
     ordered = sorted(todo, key=_urgency(plans))
     with Display(console, len(ordered)) as display:
-        if jobs == 1 or len(ordered) == 1:
-            _run_here(ordered, dispatch, display)
+        if jobs == 1 or len(ordered) == 1 or not share.whole:
+            left = _run_here(ordered, dispatch, display, wait=wait)
         else:
-            _run_beside(ordered, dispatch, display, jobs)
-    if only in (None, REPORT) and (not targets or REPORT in targets):
+            left = _run_beside(ordered, dispatch, display, jobs)
+    if not left and only in (None, REPORT) and (not targets or REPORT in targets):
         report(plans, dispatch=dispatch)
+    return tuple(left)
 
 
 def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Path | None:
@@ -312,6 +337,16 @@ def _wanted(
     return list(found.values())
 
 
+def stage_tasks(plan: Plan, targets: Sequence[str]) -> list[tuple[Stage, Task]]:
+    """The named stages and what they read, each after what it reads, as they are executed.
+
+    Raises:
+        StageError: the plan cannot be run, or has no such stage.
+    """
+    _runnable([plan])
+    return _wanted([plan], list(targets), None)
+
+
 def _uses(plans: Sequence[Plan]) -> Counter[Path]:
     """How many plans read or make each folder."""
     return Counter(folder for plan in plans for folder in {stage.folder for stage in plan.stages})
@@ -369,16 +404,21 @@ def _height(plans: Sequence[Plan], folder: Path) -> int:
 # ------------------------------------------------------------------------------------ doing it
 
 
-def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display) -> None:
-    """One after the other, in this process."""
+def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display, *, wait: bool) -> list[str]:
+    """One after the other, in this process; returns the names of those left to other workers."""
     left = list(tasks)
-    while left:
-        task = _next_ready(left, running=())
-        assert task is not None
-        left.remove(task)
-        display.start(task.name)
+    others: dict[Path, tuple[Task, ShardsMissingError]] = {}
+    while left or (wait and others):
+        task = _next_ready(left, running=[task for task, _ in others.values()])
+        if task is None:
+            if not wait:
+                break
+            task, _ = others.pop(_wait_for(others))
+        else:
+            left.remove(task)
+            display.start(task.name)
         try:
-            execute(
+            missing = execute(
                 task,
                 dispatch,
                 lambda done, total, note, name=task.name: display.update(name, done, total, note),
@@ -386,10 +426,24 @@ def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display) -> None:
         except MastersError as error:
             display.fail(task.name)
             raise StageError(_failure(task, str(error))) from error
-        display.end(task.name, float(read_record(task.folder)["seconds"]))
+        if missing is None:
+            display.end(task.name, float(read_record(task.folder)["seconds"]))
+        else:
+            others[task.folder] = (task, missing)
+            display.rest(task.name, str(missing))
+    return [task.name for task in (*(task for task, _ in others.values()), *left)]
 
 
-def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: int) -> None:
+def _wait_for(others: Mapping[Path, tuple[Task, ShardsMissingError]]) -> Path:
+    """The folder of the first of these stages whose shards are all there, or whose record is."""
+    while True:
+        for folder, (_, missing) in others.items():
+            if is_done(folder) or not lacking(missing.paths):
+                return folder
+        time.sleep(_POLL_S)
+
+
+def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: int) -> list[str]:
     """Up to ``jobs`` at a time, each in a child."""
     workers = Workers(dispatch, PRELOAD)
     left = list(tasks)
@@ -419,6 +473,7 @@ def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: i
         workers.kill()
     if failures:
         raise StageError("\n".join(failures))
+    return []
 
 
 def _next_ready(left: Sequence[Task], running: Iterable[Task]) -> Task | None:
@@ -428,7 +483,7 @@ def _next_ready(left: Sequence[Task], running: Iterable[Task]) -> Task | None:
 
 
 def _failure(task: Task, text: str) -> str:
-    log = task.folder / "error.log"
+    log = task.log
     return f"{task.name} failed: {text}\n  folder: {task.folder}" + (
         f"\n  traceback: {log}" if log.is_file() else ""
     )

@@ -28,6 +28,7 @@ from masters.artifacts import (
 )
 from masters.errors import MastersError, StageError
 from masters.recipe import Runtime
+from masters.shares import WHOLE, Part, ShardsMissingError, Share
 from masters.specs import StageSpec
 
 Dispatch = Callable[[Any, StageContext], Mapping[str, Any]]
@@ -48,6 +49,13 @@ class Task:
     inputs: Mapping[str, Path]
     input_fingerprints: Mapping[str, str]
     runtime: Runtime
+    share: Share = WHOLE
+
+    @property
+    def log(self) -> Path:
+        """Where the traceback of a failure goes: to a file of each worker's own."""
+        name = "error.log" if self.share.whole else f"error-worker-{self.share.index}.log"
+        return self.folder / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,42 +80,70 @@ class Ended:
 Event = Progressed | Ended
 
 
-def execute(task: Task, dispatch: Dispatch, progress: Callable[[int, int, str], None]) -> None:
-    """Runs the stage under its lock and writes its record.
+SHARED = ("generate", "judge", "score", "signal", "evaluate")
+"""The kinds of stages whose shards several workers can make; another is one worker's."""
+
+
+def execute(
+    task: Task, dispatch: Dispatch, progress: Callable[[int, int, str], None]
+) -> ShardsMissingError | None:
+    """Runs the stage, or this worker's part of it, under its lock and writes its record.
+
+    Returns:
+        What other workers have still to make; None: the stage is done.
 
     Raises:
-        MastersError: whatever went wrong, with a traceback in ``error.log`` of the folder.
+        MastersError: whatever went wrong, with a traceback in ``task.log``.
     """
-    with lock(task.folder):
+    several = not task.share.whole
+    together = several and task.spec.kind in SHARED
+    # Of several workers one does what cannot be shared, and the others need it.
+    with lock(task.folder, together=together, wait=several and not together):
         if is_done(task.folder):
             tidy(task.folder)
+            return None
+        with Part(task.share if together else WHOLE, task.folder) as part:
+            try:
+                _compute(task, dispatch, progress, part)
+            except ShardsMissingError as missing:
+                task.log.unlink(missing_ok=True)
+                return missing
+            except Exception as error:
+                _log_error(task.log)
+                if is_disk_full(error):
+                    raise disk_full_error(task.folder) from error
+                if isinstance(error, MastersError):
+                    raise
+                raise StageError(f"{type(error).__name__}: {error}") from error
+            for log in task.folder.glob("error*.log"):
+                log.unlink(missing_ok=True)
+            tidy(task.folder)
+    return None
+
+
+def _compute(
+    task: Task, dispatch: Dispatch, progress: Callable[[int, int, str], None], part: Part
+) -> None:
+    context = StageContext(
+        folder=task.folder, inputs=task.inputs, runtime=task.runtime, progress=progress, part=part
+    )
+    start = time.time()
+    metrics = dispatch(task.spec, context)
+    if not part.share.whole:
+        if is_done(task.folder):  # another finished at the same moment
             return
-        context = StageContext(
-            folder=task.folder, inputs=task.inputs, runtime=task.runtime, progress=progress
-        )
-        start = time.time()
-        try:
-            metrics = dispatch(task.spec, context)
-            write_record(
-                task.folder,
-                kind=task.spec.kind,
-                spec=task.spec.model_dump(mode="json"),
-                fingerprint=task.fingerprint,
-                inputs=task.input_fingerprints,
-                runtime=task.runtime.model_dump(mode="json"),
-                start=start,
-                end=time.time(),
-                metrics=metrics,
-            )
-        except Exception as error:
-            _log_error(task.folder)
-            if is_disk_full(error):
-                raise disk_full_error(task.folder) from error
-            if isinstance(error, MastersError):
-                raise
-            raise StageError(f"{type(error).__name__}: {error}") from error
-        (task.folder / "error.log").unlink(missing_ok=True)
-        tidy(task.folder)
+        metrics = {**metrics, "workers": part.share.count}
+    write_record(
+        task.folder,
+        kind=task.spec.kind,
+        spec=task.spec.model_dump(mode="json"),
+        fingerprint=task.fingerprint,
+        inputs=task.input_fingerprints,
+        runtime=task.runtime.model_dump(mode="json"),
+        start=start,
+        end=time.time(),
+        metrics=metrics,
+    )
 
 
 def configure(runtime: Runtime) -> None:
@@ -241,10 +277,10 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _log_error(folder: Path) -> None:
+def _log_error(path: Path) -> None:
     # The disk may be what failed; the error itself is reported all the same.
     with contextlib.suppress(OSError):
-        atomic_write_text(folder / "error.log", traceback.format_exc())
+        atomic_write_text(path, traceback.format_exc())
 
 
 def _signal_name(number: int) -> str:

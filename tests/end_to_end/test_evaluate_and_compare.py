@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from masters.data.scenes import SceneQuestions
+from masters.rewards.judging.cache import VerdictCache
+from tests.fault_server import FaultServer
 from tests.running import SMALL, fails, folders, read, succeeds
 
 PLAIN = (
@@ -115,6 +117,25 @@ def test_what_cannot_be_evaluated_or_compared(whole: Path, tmp_path: Path) -> No
         "compare", f"{whole}:start", str(whole), "--out", str(tmp_path)
     )
     assert "are for two finished evaluations" in fails("compare", "masters", "--json")
+
+
+def test_what_would_fail_at_the_end_fails_before_the_model_is_asked(
+    whole: Path, data: Path, tmp_path: Path
+) -> None:
+    student = str(folders(whole)["train/0-teacher"])
+    words = ("--model", student, "--data", str(data), "--out", str(tmp_path / "out"))
+    assert "expects those of 4 annotators" in fails(
+        "evaluate", *words, sets=(*PLAIN, "evaluation.rule.rule=vqa")
+    )
+    with FaultServer(served="another") as server:
+        judge = "evaluation.rule={kind: judge, judge: {model: server, name: wanted}}"
+        # Verdicts of another judge are no reason not to look.
+        VerdictCache(tmp_path / "out" / "verdicts.sqlite").close()
+        message = fails(
+            "evaluate", *words, sets=(*PLAIN, judge, f"runtime.server={{url: {server.url}}}")
+        )
+    assert "will ask a server to judge" in message and "It serves 'another'" in message
+    assert not list((tmp_path / "out").glob("stages/*/answers/*"))
 
 
 def test_speed_of_a_recipe_s_student_and_teacher(tmp_path: Path) -> None:

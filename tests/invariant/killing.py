@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,19 @@ class Nursery:
 
     def run(self, job: Job) -> Outcome:
         """Runs the job; a child that fails by itself fails the test with what it printed."""
+        return self.run_together([job])[0]
+
+    def run_together(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Runs the jobs at the same time, each in a child of its own with its own log."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        self._process.stdin.write(base64.b64encode(pickle.dumps(job)).decode() + "\n")
+        for job in jobs:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+        self._process.stdin.write(base64.b64encode(pickle.dumps(list(jobs))).decode() + "\n")
         self._process.stdin.flush()
-        outcome = Outcome(**json.loads(self._process.stdout.readline()))
-        assert outcome.status in (0, -signal.SIGKILL), job.log.read_text()[-3000:]
-        return outcome
+        found = [Outcome(**values) for values in json.loads(self._process.stdout.readline())]
+        for job, outcome in zip(jobs, found, strict=True):
+            assert outcome.status in (0, -signal.SIGKILL), job.log.read_text()[-3000:]
+        return found
 
     def close(self) -> None:
         """Ends the process."""
@@ -170,10 +176,9 @@ SHARD = 12
 """Questions of a shard, few enough for several shards a stage."""
 
 
-def _fork(job: Job) -> Outcome:
-    counts = job.log.with_suffix(".json")
-    counts.unlink(missing_ok=True)
-    began = time.monotonic()
+def _fork(job: Job) -> int:
+    """Starts a child on the job; its process id."""
+    job.log.with_suffix(".json").unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
@@ -182,6 +187,12 @@ def _fork(job: Job) -> Outcome:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+    return child
+
+
+def _outcome(job: Job, child: int, began: float) -> Outcome:
+    """Waits for a child, and kills it when its time has come."""
+    counts = job.log.with_suffix(".json")
     if job.moment is not None and job.moment.after is not None:
         left = began + job.moment.after
         while time.monotonic() < left and os.waitid(
@@ -231,7 +242,11 @@ def _serve() -> None:
     torch.set_num_threads(1)
     _load_what_loads_late()
     for line in sys.stdin:
-        print(json.dumps(vars(_fork(pickle.loads(base64.b64decode(line))))), flush=True)
+        jobs: list[Job] = pickle.loads(base64.b64decode(line))
+        began = time.monotonic()
+        children = [_fork(job) for job in jobs]
+        found = [_outcome(job, pid, began) for job, pid in zip(jobs, children, strict=True)]
+        print(json.dumps([vars(outcome) for outcome in found]), flush=True)
 
 
 # -------------------------------------------------------------------------------------- comparing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from masters.recipe import AccuracyRule, Judge, Runtime, ScenesSource
 from masters.recipe_judge import ServerAddress
 from masters.rewards.judging.asking import Chat, Message, Reply
 from masters.rewards.judging.cache import VerdictCache
+from masters.shares import Part, ShardsMissingError, Share
 from masters.specs import JudgeSpec, LocalJudge, ModelRef
 from masters.stages import judge, jury
 from masters.stages.asking import LocalAsker
@@ -144,6 +146,35 @@ def test_another_stage_of_the_same_folder_asks_nothing(
     other.folder.mkdir()
     judge.run(spec_of(max_missing=1.0), other)
     assert rewards(other) == rewards(context) and not second.asked
+
+
+def test_two_workers_keep_their_verdicts_apart_and_then_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, _ = stored(tmp_path / "alone")
+    judged_by(monkeypatch, StandIn())
+    wanted_metrics = judge.run(spec_of(), alone)
+    context, _ = stored(tmp_path / "two")
+    shared = tmp_path / "two" / "verdicts.sqlite"
+    asked: Counter[str] = Counter()
+    for index in (1, 0):
+        asker = judged_by(monkeypatch, StandIn())
+        with Part(Share(index=index, count=2), context.folder) as part:
+            mine = replace(context, part=part)
+            if index == 1:
+                with pytest.raises(ShardsMissingError, match="2 shards of others"):
+                    judge.run(spec_of(), mine)
+                assert not shared.exists()
+            else:
+                assert judge.run(spec_of(), mine) == wanted_metrics
+        asked += asker.asked
+    assert asked.total() == 2 * 2 * QUESTIONS and set(asked.values()) == {1}
+    assert rewards(context) == rewards(alone)
+    assert [path.name for path in context.folder.iterdir() if "verdicts" in path.name] == []
+    with VerdictCache(shared) as two, VerdictCache(tmp_path / "alone" / shared.name) as one:
+        assert [replace(kept, time="") for kept in two.read()] == [
+            replace(kept, time="") for kept in one.read()
+        ]
 
 
 @pytest.mark.parametrize("until", [1, 13, 25, 33])

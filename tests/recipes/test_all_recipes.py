@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from masters.errors import RecipeError
+from masters.estimate.cluster import load_cluster
+from masters.estimate.plan import estimate_plan
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe, recipe_from_yaml, resolved_yaml
 from masters.recipe_file import shipped
 from masters.specs import TrainSpec
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 LADDERS = ("masters_ladder", "masters_ladder_no_mask")
 RECIPES = ("sft", "distill", "distill_responses", "mask_progressive", "masters_no_mask", "masters")
+REAL_PROFILES = ("one_gpu", "one_gpu_24gb", "one_gpu_80gb", "node", "cluster")
 REAL = """
 models: {student: {path: org/student}, teachers: [{name: teacher, path: org/teacher}]}
 data: {train: train.jsonl, test: test.jsonl, count: 10000}
@@ -36,7 +40,7 @@ def final(plan: Plan) -> TrainSpec:
 
 def test_what_is_shipped() -> None:
     assert shipped() == sorted((*RECIPES, *LADDERS))
-    assert shipped("recipes/profiles") == ["one_gpu", "tiny"]
+    assert shipped("recipes/profiles") == sorted((*REAL_PROFILES, "tiny"))
 
 
 @pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
@@ -48,13 +52,42 @@ def test_tiny(name: str, tmp_path: Path) -> None:
     assert {"evaluate/start", "evaluate/student", "evaluate/teacher-teacher"} <= set(plan.by_name)
 
 
+@pytest.mark.parametrize("profile", REAL_PROFILES)
 @pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
-def test_one_gpu_with_real_models(name: str, tmp_path: Path) -> None:
+def test_every_profile_with_real_models(name: str, profile: str, tmp_path: Path) -> None:
     path = tmp_path / f"my_{name}.yaml"
     path.write_text(f"extends: {name}\n{MID if name in LADDERS else REAL}")
-    plan = make_plan(load_recipe(path, "one_gpu"), tmp_path / "out")
+    recipe = load_recipe(path, profile)
+    plan = make_plan(recipe, tmp_path / "out")
     assert plan.absent == ("train.jsonl", "test.jsonl")
     assert not any(stage.name.startswith("model/") for stage in plan.stages)
+    assert recipe.runtime.device == "cuda"
+    assert recipe.runtime.engine == ("fsdp2" if profile in ("node", "cluster") else "single")
+
+
+@pytest.mark.parametrize(
+    ("profile", "cluster", "gpus", "student", "teacher"),
+    [
+        ("one_gpu_24gb", "l4", 1, "2B", "8B"),
+        ("one_gpu_24gb", "rtx4090", 1, "2B", "8B"),
+        ("one_gpu_80gb", "a100", 1, "2B", "8B"),
+        ("node", "a100", 8, "8B", "32B"),
+        ("cluster", "h100", 64, "8B", "32B"),
+    ],
+)
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
+def test_a_profile_fits_what_it_says_it_fits(
+    name: str, profile: str, cluster: str, gpus: int, student: str, teacher: str, tmp_path: Path
+) -> None:
+    """By the estimate: no stage of any recipe needs more memory than its GPUs have."""
+    text = MID if name in LADDERS else REAL
+    for role, size in (("student", student), ("teacher", teacher), ("mid", teacher)):
+        text = text.replace(f"org/{role}", str(CONFIGS / f"Qwen3-VL-{size}-Instruct"))
+    path = tmp_path / f"my_{name}.yaml"
+    path.write_text(f"extends: {name}\n{text}")
+    plan = make_plan(load_recipe(path, profile), tmp_path / "out")
+    found = estimate_plan(plan, load_cluster(cluster, gpus=gpus))
+    assert {stage.name: stage.change for stage in found.stages if not stage.fits} == {}
 
 
 def test_the_shapes(tmp_path: Path) -> None:

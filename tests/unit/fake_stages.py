@@ -12,6 +12,7 @@ from typing import Any
 from masters.artifacts import StageContext
 from masters.errors import ModelError
 from masters.specs import AnySpec
+from masters.workers import SHARED
 
 
 def works(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
@@ -23,6 +24,24 @@ def works(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
         time.sleep(0.01)
     (context.folder / "ran").write_text(f"{os.getpid()} {began} {time.monotonic()}\n")
     return {"kind": spec.kind}
+
+
+SHARDS = 5
+
+
+def shares(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """Where shards can be shared, makes its part of them, each of which must be new."""
+    if spec.kind not in SHARED:
+        return works(spec, context)
+    assert all((folder / "record.json").is_file() for folder in context.inputs.values())
+    (context.folder / "rows").mkdir(exist_ok=True)
+    paths = [context.folder / "rows" / f"shard-{n}" for n in range(SHARDS)]
+    for n in context.part.take(paths):
+        time.sleep(0.01)
+        with open(paths[n], "x") as file:
+            file.write(str(os.getpid()))
+    context.part.finish(paths)
+    return {"shards": SHARDS}
 
 
 def mask_fails(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:

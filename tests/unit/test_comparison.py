@@ -6,6 +6,7 @@ import io
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,27 @@ def test_other_settings_are_said(tmp_path: Path) -> None:
     found = compare(one, evaluation(tmp_path / "two", rows, changed))
     assert found.settings == {"prompt.suffix": (None, "Answer.")}
     assert "prompt.suffix is None for A, 'Answer.' for B" in comparison_sheet(found).notes[-1]
+
+
+def test_a_judge_against_a_rule_is_one_note_and_what_moves_nothing_is_none(tmp_path: Path) -> None:
+    rows, judge = [answer("q", 1.0)], {"model": "server", "name": "j", "max_missing": 0.05}
+    specs = [
+        {**SPEC, "rule": {"kind": "judge", "judge": judge}},
+        {**SPEC, "rule": {"kind": "judge", "judge": {**judge, "max_missing": 1.0}}},
+        {**SPEC, "rule": {"kind": "judge", "judge": None}},
+    ]
+    one, two, three = (evaluation(tmp_path / str(n), rows, spec) for n, spec in enumerate(specs))
+    assert compare(one, two).settings == {}
+    assert compare(one, three).settings == {"rule.judge": (judge, None)}
+
+
+def test_a_field_of_one_recipe_that_the_data_lacks_stops_no_comparison(tmp_path: Path) -> None:
+    rows = [answer("q", 1.0, fields='{"level": "1"}')]
+    one, two = evaluation(tmp_path / "one", rows), evaluation(tmp_path / "two", rows)
+    two = replace(two, by=("topic", "level"))
+    assert [line.by for line in compare(one, two).lines] == ["all", "level"]
+    with pytest.raises(StageError, match="--by topic"):
+        compare(one, two, ["topic"])
 
 
 # --------------------------------------------------------------------------------- categories

@@ -33,7 +33,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             "architecture", "benchmarks", "calibrate", "data", "decisions", "evaluation",
-            "families", "gpu", "judge", "judging", "masks", "methods", "serving",
+            "families", "gpu", "judge", "judging", "masks", "methods", "scaling", "serving",
             "training_engines", "verifiers",
         )  # fmt: skip
     ),

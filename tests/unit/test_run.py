@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from masters.artifacts import StageContext, is_done, read_record
+from masters.artifacts import StageContext, is_done, lock, read_record
 from masters.errors import StageError
 from masters.evaluation.beside import stamp
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe
-from masters.run import report_is_done, run_infos, run_plan, run_plans
+from masters.run import _task, report_is_done, run_infos, run_plan, run_plans
+from masters.shares import WHOLE, Share
 from masters.specs import AnySpec, ReportSpec
+from masters.workers import execute
 from tests.unit import fake_stages
 
 
@@ -221,6 +225,73 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def worker(plan: Plan, index: int, count: int, *, wait: bool = False) -> tuple[str, ...]:
+    return run_plan(
+        plan, until=list(plan.by_name), dispatch=fake_stages.shares, console=quiet(),
+        share=Share(index=index, count=count), wait=wait,
+    )  # fmt: skip
+
+
+def test_a_worker_does_its_part_and_says_what_is_left(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    left = worker(plan, 0, 2)
+    first = [f"generate/0-teacher/{side}" for side in ("teacher", "student")]
+    # The models, the masks and the untouched student's evaluation need no other worker's shards.
+    assert set(first) < set(left) and "judge/0-teacher/teacher" in left
+    assert is_done(plan.stage("mask/teacher").folder)
+    assert not any(is_done(plan.stage(name).folder) for name in left)
+    folder = plan.stage(first[0]).folder
+    assert sorted(path.name for path in folder.glob("rows/*")) == ["shard-0", "shard-2", "shard-4"]
+    assert worker(plan, 0, 2) == left, "nothing changes while the others are away"
+    for turn in range(20):
+        left = worker(plan, 1 - turn % 2, 2)
+        if not left:
+            break
+    record = read_record(folder)
+    assert not left and record["metrics"] == {"shards": 5, "workers": 2}
+    assert not list(folder.glob(".claims"))
+
+
+def test_workers_that_wait_for_one_another_do_everything(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    fork = multiprocessing.get_context("fork")
+    crew = [fork.Process(target=worker, args=(plan, i, 3), kwargs={"wait": True}) for i in range(3)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join(60)
+    assert [process.exitcode for process in crew] == [0, 0, 0]
+    assert all(is_done(stage.folder) for stage in plan.stages)
+    # One process did what has no shards, several the rest.
+    assert len(list(plan.stage("train/0-teacher").folder.glob("ran"))) == 1
+    rows = plan.stage("generate/0-teacher/teacher").folder.glob("rows/*")
+    assert len({path.read_text() for path in rows}) == 3
+
+
+def test_several_and_one_alone_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    folder = plan.stage("model/teacher").folder
+    task = _task(plan, plan.stage("generate/0-teacher/student"), "generate")
+    task = replace(task, folder=folder, share=Share(index=0, count=2))
+    with lock(folder), pytest.raises(StageError, match=r"is in use by process \d+"):
+        execute(task, fake_stages.shares, lambda *_: None)
+    with (
+        lock(folder, together=True),
+        lock(folder, together=True),
+        pytest.raises(StageError, match=r"is in use by process \d+"),
+    ):
+        execute(replace(task, share=WHOLE), fake_stages.shares, lambda *_: None)
+
+
+def test_a_workers_traceback_is_its_own(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    with pytest.raises(StageError, match=r"error-worker-1.log"):
+        run_plan(
+            plan, only="model/teacher", dispatch=fake_stages.breaks, console=quiet(),
+            share=Share(index=1, count=2),
+        )  # fmt: skip
 
 
 def test_plans_without_files_are_not_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from masters.data.sources import open_questions
 from masters.errors import RecipeError, StageError
 from masters.evaluation.speed import Speed, Speeds, Spread, read_speed, speed_sheet
 from masters.generation.engine import Completion, TransformersEngine
@@ -101,6 +102,12 @@ def test_which_models_are_meant(tmp_path: Path) -> None:
     for words in (["nothing"], ["masters", "sft"], ["a/b", "c/b"]):
         with pytest.raises(RecipeError):
             find_subjects(words, data=None, profile="tiny", overrides=())
+
+
+def test_without_data_there_are_scenes_to_ask_about() -> None:
+    found = find_subjects(["qwen3_vl_100k"], data=None, profile=None, overrides=())
+    questions = open_questions(found.data)
+    assert questions.open_images(questions[0])[0].size == (450, 450)
 
 
 def test_numbers_of_the_command_line() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters.errors import DataError
+from masters.shares import neighbour
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -92,6 +93,8 @@ def write_shard(
 ) -> None:
     """Writes a whole shard, or nothing: a temporary file beside it is flushed, then renamed.
 
+    One that is there stays: another worker made it, of the same plan, and it may be read by now.
+
     Args:
         path: the shard; its folder is made when missing.
         rows: one mapping per row with exactly the schema's columns, or a table of that schema.
@@ -102,14 +105,17 @@ def write_shard(
         DataError: the file cannot be written, for instance because the disk is full.
     """
     table = _as_table(path, rows, schema)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = neighbour(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if path.exists():
+            partial.unlink(missing_ok=True)
+        else:
+            os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)

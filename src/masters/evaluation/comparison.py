@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from masters.artifacts import read_record
 from masters.errors import StageError
-from masters.evaluation.categories import Row, tables_of
+from masters.evaluation.categories import KIND, Row, tables_of
 from masters.evaluation.located import Located
 from masters.evaluation.paired import LEVEL, MCNEMAR, SIGN_FLIPS, contrast, holm
 from masters.evaluation.readings import read_answers
@@ -19,6 +20,9 @@ SCHEMA = 1
 _NAMED = 5
 _NOT_HOW = {"model", "side", "checkpoint", "data", "ratios", "benchmark", "kind"}
 """Keys of an evaluation's spec that do not say how a question is asked and judged."""
+
+_MOVES_NOTHING = {"max_missing"}
+"""Keys at any depth that are written down with a judge and change no verdict."""
 
 Answers = Mapping[str, Row]
 
@@ -151,7 +155,10 @@ def compare(
     graded = any(
         rows[key]["score"] not in (0, 1) for rows in (ours, theirs) for key in pairing.shared
     )
-    tables = tables_of(shared, [*first.by, *second.by, *fields])
+    have = {KIND}.union(*(json.loads(row["fields"]) for row in shared.values()))
+    # What one recipe names need not be in the other's data, or in this format.
+    named = [by for by in (*first.by, *second.by) if by in have]
+    tables = tables_of(shared, [*named, *fields])
     lines = [_line("all", "all", list(shared), ours, theirs, graded=graded)]
     parts = [
         _line(by, category, ids, ours, theirs, graded=graded)
@@ -211,16 +218,18 @@ def _line(
 def _settings(first: Located, second: Located) -> dict[str, tuple[Any, Any]]:
     """Keys by which the two were asked or judged differently."""
     specs = [read_record(located.folder)["spec"] for located in (first, second)]
-    one, two = (dict(_flat({k: v for k, v in s.items() if k not in _NOT_HOW})) for s in specs)
-    keys = dict.fromkeys([*one, *two])
-    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+    one, two = ({k: v for k, v in spec.items() if k not in _NOT_HOW} for spec in specs)
+    return dict(_different(one, two))
 
 
-def _flat(value: Any, at: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and values of nested maps."""
-    if not isinstance(value, dict):
-        return [(at, value)]
-    return [pair for key in value for pair in _flat(value[key], f"{at}.{key}" if at else key)]
+def _different(one: Any, two: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Dotted keys with both values, as deep as both are maps."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        for key in dict.fromkeys([*one, *two]):
+            if key not in _MOVES_NOTHING:
+                yield from _different(one.get(key), two.get(key), f"{at}.{key}" if at else key)
+    elif one != two:
+        yield at, (one, two)
 
 
 def _not_the_same(first: Located, second: Located, pairing: Pairing) -> str:

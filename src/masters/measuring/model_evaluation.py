@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from masters.artifacts import (
+    VERDICTS,
     atomic_write_text,
     disk_full_error,
     is_disk_full,
@@ -28,7 +29,7 @@ from masters.named_models import model_name, model_path
 from masters.recipe import Recipe, load_recipe
 from masters.run import dispatch_stage, quiet_libraries
 from masters.specs import EvaluateSpec, ModelRef
-from masters.stages.preflight import check
+from masters.stages.preflight import check, check_servers
 from masters.workers import Task, execute
 
 _BARE = "sft"
@@ -138,6 +139,7 @@ def _execute(task: Task, recipe: Recipe) -> None:
     if is_done(task.folder) and read_record(task.folder)["fingerprint"] == task.fingerprint:
         return
     check([task.spec], images_checked=recipe.runtime.images_checked)
+    check_servers([(task.name, task.spec, task.runtime)], task.folder.parents[1] / VERDICTS)
     begin = time.monotonic()
     with Display(Console(stderr=True), 1) as display:
         display.start(task.name)

@@ -23,7 +23,7 @@ def stream_blocks(model: Any, device: torch.device | str) -> list[str]:
     Returns:
         The names of the blocks.
     """
-    blocks = outer_blocks(model)
+    blocks = blocks_of(model)
     visiting = {id(p) for block in blocks.values() for p in block.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in visiting:
@@ -38,8 +38,8 @@ def stream_blocks(model: Any, device: torch.device | str) -> list[str]:
     return list(blocks)
 
 
-def outer_blocks(model: Any) -> dict[str, nn.Module]:
-    """The modules of the outermost module lists by name; together they hold most weights."""
+def blocks_of(model: Any) -> dict[str, nn.Module]:
+    """The blocks that would visit, by name; the model stays as it is."""
     # transformers takes the first parameter's device for the model's: it stays on the device.
     first = next(model.parameters())
     found: dict[str, nn.Module] = {}

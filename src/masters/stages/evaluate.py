@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from masters.artifacts import StageContext, atomic_write_text
-from masters.data.questions import Question
+from masters.data.questions import Question, Questions
 from masters.data.sources import open_questions, verify_images
 from masters.data.tables import ANSWERS, read_shard, shard_name, write_shard
 from masters.errors import StageError
@@ -21,8 +22,9 @@ from masters.rewards.judging.items import JudgeItem
 from masters.rewards.verifiers import GRADED
 from masters.specs import EvaluateSpec
 from masters.stages.features import answer_features
-from masters.stages.jury import Jury, Shards, open_jury, stop_if_missing
+from masters.stages.jury import Jury, Shards, gather_verdicts, open_jury, stop_if_missing
 from masters.stages.opening import (
+    OpenedModel,
     Prompts,
     greedy_answers,
     model_folder,
@@ -38,14 +40,52 @@ SHARD = 512
 def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
     """Writes answers and ``results.json``: accuracy over all and per kind, at every ratio."""
     questions = open_questions(spec.data)
-    verify_images(questions, context.runtime.images_checked)
-    opened = open_model(
+    parts = [
+        (ratio, range(start, min(start + SHARD, len(questions))))
+        for ratio in spec.ratios
+        for start in range(0, len(questions), SHARD)
+    ]
+    paths = [context.folder / "answers" / shard_name(n) for n in range(len(parts))]
+    todo = {paths[n]: parts[n] for n in context.part.take(paths)}
+    opened, waited = _make(spec, context, questions, todo) if todo else (None, 0.0)
+    context.part.finish(paths)
+    answers = [row for path in paths for row in read_shard(path, ANSWERS).to_pylist()]
+    _stop_if_missing(spec, context, answers, len(answers), paths)
+    gather_verdicts(context)
+    opened = opened or _open(spec, context)
+    results = {
+        "rows": _results(spec, answers, _zeros(context, spec.ratios)),
+        "parameters": opened.model.num_parameters(),
+    }
+    atomic_write_text(context.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    headline = next(row for row in results["rows"] if row["kind"] == "all")
+    return {
+        "questions": len(questions),
+        "accuracy": headline["value"],
+        "missing": sum(row["score"] is None for row in answers),
+        "seconds_waiting": round(waited, 3),
+    }
+
+
+def _open(spec: EvaluateSpec, context: StageContext) -> OpenedModel:
+    return open_model(
         model_folder(spec.model, context.inputs, checkpoint=spec.checkpoint),
         spec.prompt,
         context.runtime,
         precision=spec.precision,
         teacher=spec.side == "teacher",
     )
+
+
+def _make(
+    spec: EvaluateSpec,
+    context: StageContext,
+    questions: Questions,
+    todo: Mapping[Path, tuple[int, range]],
+) -> tuple[OpenedModel, float]:
+    """Makes shards of answers to (ratio, questions); returns the model and seconds of waiting."""
+    verify_images(questions, context.runtime.images_checked)
+    opened = _open(spec, context)
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role="model", precision=DTYPES[spec.precision])
@@ -60,63 +100,51 @@ def run(spec: EvaluateSpec, context: StageContext) -> dict[str, Any]:
             asked=len(spec.ratios) * len(questions), questions=len(questions),
         ),
     )  # fmt: skip
-    total = len(spec.ratios) * len(questions)
-    parts = [
-        (ratio, range(start, min(start + SHARD, len(questions))))
-        for ratio in spec.ratios
-        for start in range(0, len(questions), SHARD)
-    ]
-    paths = [context.folder / "answers" / shard_name(n) for n in range(len(parts))]
-    missing = {path for path in paths if not path.exists()}
-    wanted = (
-        i for path, (_, part) in zip(paths, parts, strict=True) if path in missing for i in part
-    )
+    total = sum(len(part) for _, part in todo.values())
+    wanted = (i for _, part in todo.values() for i in part)
     answers: list[dict[str, Any]] = []
     begin = time.perf_counter()
     with (
         prompts.ahead(wanted, context.runtime.workers) as encoded,
         open_jury(spec.rule, None, context) as jury,
     ):
-        for path, (ratio, part) in zip(paths, parts, strict=True):
-            if path in missing:
-                teacher.set_ratio(ratio)
-                with doing("generating answers"):
-                    answered = list(
-                        greedy_answers(
-                            engine, prompts, part, max_new_tokens=spec.max_new_tokens,
-                            chunk=SHARD, encoded=encoded,
-                        )
-                    )  # fmt: skip
-                rows = _answers(answered, ratio, jury)
-                write_shard(path, rows, ANSWERS)
-            answers += read_shard(path, ANSWERS).to_pylist()
+        for path, (ratio, part) in todo.items():
+            teacher.set_ratio(ratio)
+            with doing("generating answers"):
+                answered = list(
+                    greedy_answers(
+                        engine, prompts, part, max_new_tokens=spec.max_new_tokens,
+                        chunk=SHARD, encoded=encoded,
+                    )
+                )  # fmt: skip
+            rows = _answers(answered, ratio, jury)
+            write_shard(path, rows, ANSWERS)
+            answers += rows
             rate = len(answers) / (time.perf_counter() - begin)
             judged = [row["score"] for row in answers if row["score"] is not None]
             share = sum(judged) / max(1, len(judged))
             said = "right" if _metric(spec) == "accuracy" else "of full marks"
-            note = f"{rate:.1f} questions/s, {share:.1%} {said}"
-            context.progress(len(answers), total, note)
-            lacking = sum(row["score"] is None for row in answers)
-            stop_if_missing(
-                spec.rule,
-                Counter({"no verdict": lacking}),
-                seen=len(answers),
-                total=total,
-                shards=Shards(paths=paths, schema=ANSWERS, column="score"),
-                context=context,
-            )
-    results = {
-        "rows": _results(spec, answers, _zeros(context, spec.ratios)),
-        "parameters": opened.model.num_parameters(),
-    }
-    atomic_write_text(context.folder / "results.json", json.dumps(results, indent=1) + "\n")
-    headline = next(row for row in results["rows"] if row["kind"] == "all")
-    return {
-        "questions": len(questions),
-        "accuracy": headline["value"],
-        "missing": sum(row["score"] is None for row in answers),
-        "seconds_waiting": round(encoded.seconds_waiting, 3),
-    }
+            context.progress(len(answers), total, f"{rate:.1f} questions/s, {share:.1%} {said}")
+            _stop_if_missing(spec, context, answers, total, list(todo))
+    return opened, encoded.seconds_waiting
+
+
+def _stop_if_missing(
+    spec: EvaluateSpec,
+    context: StageContext,
+    answers: Sequence[Mapping[str, Any]],
+    total: int,
+    paths: Sequence[Path],
+) -> None:
+    lacking = sum(row["score"] is None for row in answers)
+    stop_if_missing(
+        spec.rule,
+        Counter({"no verdict": lacking}),
+        seen=len(answers),
+        total=total,
+        shards=Shards(paths=paths, schema=ANSWERS, column="score"),
+        context=context,
+    )
 
 
 def _answers(

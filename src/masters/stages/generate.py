@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from masters import curriculum
 from masters.artifacts import StageContext
@@ -30,8 +32,34 @@ from masters.stages.sight import check_sees_image
 
 
 def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
-    """Appends whole shards of responses; shards that are there already are left as they are."""
+    """Makes whole shards of responses; shards that are there already are left as they are."""
     questions = open_questions(spec.data)
+    plan = planned_pairs(spec, len(questions))
+    starts = range(0, len(plan), spec.shard_questions)
+    paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
+    parts = [plan[start : start + spec.shard_questions] for start in starts]
+    todo = {paths[n]: parts[n] for n in context.part.take(paths)}
+    waited = _make(spec, context, questions, plan, todo) if todo else 0.0
+    context.part.finish(paths)
+    tokens, cut = _counted(paths)
+    return {
+        "questions": len(plan),
+        "responses": len(plan) * spec.samples,
+        "tokens": tokens,
+        "cut_at_limit": cut,
+        "skipped_rows": questions.skipped,
+        "seconds_waiting": round(waited, 3),
+    }
+
+
+def _make(
+    spec: GenerateSpec,
+    context: StageContext,
+    questions: Questions,
+    plan: np.ndarray,
+    todo: Mapping[Path, np.ndarray],
+) -> float:
+    """Makes these shards of the plan's (question index, ratio) pairs; returns seconds waited."""
     verify_images(questions, context.runtime.images_checked)
     opened = open_model(
         model_folder(spec.model, context.inputs),
@@ -43,7 +71,6 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
     teacher = open_teacher(opened, context)
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role=spec.source, precision=DTYPES[spec.precision])
-    plan = planned_pairs(spec, len(questions))
     different = len(curriculum.distinct(plan * [1, 0]))
     engine = TransformersEngine(
         opened.model,
@@ -55,45 +82,40 @@ def run(spec: GenerateSpec, context: StageContext) -> dict[str, Any]:
             context.runtime, teacher, samples=spec.samples, asked=len(plan), questions=different
         ),
     )
-    starts = range(0, len(plan), spec.shard_questions)
-    paths = [context.folder / "responses" / shard_name(n) for n in range(len(starts))]
-    missing = {path for path in paths if not path.exists()}
-    parts = [plan[start : start + spec.shard_questions] for start in starts]
     wanted = (
         index
-        for path, part in zip(paths, parts, strict=True)
-        if path in missing
+        for part in todo.values()
         for _, same in curriculum.by_ratio(part)
         for index in same
     )
-    tokens = cut = done = 0
+    total, done = sum(map(len, todo.values())), 0
     begin = time.perf_counter()
     with prompts.ahead(wanted, context.runtime.workers) as encoded:
-        for path, part in zip(paths, parts, strict=True):
-            if path in missing:
-                rows = []
-                for ratio, same in curriculum.by_ratio(part):
-                    teacher.set_ratio(ratio)
-                    with doing("generating responses"):
-                        rows += _respond(
-                            spec, engine, encoded, questions, same, ratio, str(opened.folder)
-                        )
-                write_shard(path, rows, RESPONSES)
-            else:
-                rows = read_shard(path, RESPONSES).to_pylist()
-            tokens += sum(len(row["token_ids"]) for row in rows)
-            cut += sum(row["finish"] == "length" for row in rows)
+        for path, part in todo.items():
+            rows = []
+            for ratio, same in curriculum.by_ratio(part):
+                teacher.set_ratio(ratio)
+                with doing("generating responses"):
+                    rows += _respond(
+                        spec, engine, encoded, questions, same, ratio, str(opened.folder)
+                    )
+            write_shard(path, rows, RESPONSES)
             done += len(part)
             rate = done / (time.perf_counter() - begin)
-            context.progress(done, len(plan), f"{rate:.1f} questions/s")
-    return {
-        "questions": len(plan),
-        "responses": len(plan) * spec.samples,
-        "tokens": tokens,
-        "cut_at_limit": cut,
-        "skipped_rows": questions.skipped,
-        "seconds_waiting": round(encoded.seconds_waiting, 3),
-    }
+            context.progress(done, total, f"{rate:.1f} questions/s")
+    return encoded.seconds_waiting
+
+
+def _counted(paths: Sequence[Path]) -> tuple[int, int]:
+    """(tokens, responses cut at the limit) of all shards."""
+    tokens = cut = 0
+    for path in paths:
+        table = read_shard(path, RESPONSES, ["token_ids", "finish"])
+        tokens += sum(
+            pc.call_function("list_value_length", [table.column("token_ids")]).to_pylist()
+        )
+        cut += table.column("finish").to_pylist().count("length")
+    return tokens, cut
 
 
 def planned_pairs(spec: GenerateSpec, n_questions: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from masters.data.tables import (
 )
 from masters.rewards.judging.items import JudgeItem
 from masters.specs import JudgeSpec
-from masters.stages.jury import Jury, Shards, Told, open_jury, stop_if_missing
+from masters.stages.jury import (
+    Jury,
+    Shards,
+    Told,
+    gather_verdicts,
+    open_jury,
+    stop_if_missing,
+)
 
 Row = dict[str, Any]
 
@@ -37,14 +44,30 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
     questions = open_questions(spec.data)
     shards = list_shards(context.inputs["responses"] / "responses")
     paths = [context.folder / "rewards" / shard.name for shard in shards]
-    total = sum(count_rows(shard) for shard in shards)
+    todo = context.part.take(paths)
+    there = [n for n, path in enumerate(paths) if n not in todo and path.exists()]
+    mine = sorted([*todo, *(n for n in there if context.part.share.mine(n))])
+    tally = _judge(spec, context, questions, {shards[n]: paths[n] for n in mine})
+    context.part.finish(paths)
+    if len(mine) < len(paths):  # what other workers made counts too
+        tally = _judge(spec, context, questions, dict(zip(shards, paths, strict=True)))
+    gather_verdicts(context)
+    return tally.metrics()
+
+
+def _judge(
+    spec: JudgeSpec, context: StageContext, questions: Questions, pairs: Mapping[Path, Path]
+) -> _Tally:
+    """Judges the responses of each shard into its path, unless that is there; counts them all."""
+    paths = list(pairs.values())
+    total = sum(count_rows(shard) for shard in pairs)
     tally = _Tally()
 
     def told(more: int) -> None:
         context.progress(tally.rows + more, total, tally.note)
 
     with open_jury(spec.rule, spec.judge, context) as jury:
-        for shard, path in zip(shards, paths, strict=True):
+        for shard, path in pairs.items():
             if path.exists():
                 rows = read_shard(path, REWARDS).to_pylist()
             else:
@@ -60,7 +83,7 @@ def run(spec: JudgeSpec, context: StageContext) -> dict[str, Any]:
                 shards=Shards(paths=paths, schema=REWARDS, column="reward"),
                 context=context,
             )
-    return tally.metrics()
+    return tally
 
 
 @dataclass

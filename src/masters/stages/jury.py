@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from masters.artifacts import VERDICTS, StageContext
+from masters.artifacts import VERDICTS, StageContext, lock
 from masters.data.tables import read_shard
 from masters.errors import StageError
 from masters.recipe import AccuracyRule, Judge
@@ -112,8 +113,31 @@ def stop_if_missing(
         raise StageError(f"{error} The cache: {_cache_path(context)}") from None
 
 
+def gather_verdicts(context: StageContext) -> None:
+    """Puts what several workers kept on their machines' files into the file all stages share."""
+    found = sorted(context.folder.glob(f"*-{VERDICTS}"))
+    if not found:
+        return
+    whole = _shared_path(context)
+    # Stages that end at the same time, on different machines, come one after the other.
+    with lock(whole.parent, wait=True), VerdictCache(whole) as cache:
+        for path in found:
+            cache.absorb(path)
+    for path in found:
+        path.unlink()
+
+
 def _cache_path(context: StageContext) -> Path:
-    """``OUT/verdicts.sqlite``, which all stages of OUT share."""
+    """``OUT/verdicts.sqlite``; of several workers, a file of this machine in the stage's folder.
+
+    SQLite's files may be used by the processes of one machine at a time only.
+    """
+    if context.part.share.whole:
+        return _shared_path(context)
+    return context.folder / f"{socket.gethostname()}-{VERDICTS}"
+
+
+def _shared_path(context: StageContext) -> Path:
     return context.folder.parents[1] / VERDICTS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from masters.artifacts import canonical_json
+from masters.data.questions import Questions
 from masters.data.sources import open_questions, verify_images
 from masters.errors import ServerError, StageError
-from masters.recipe import Judge, Runtime
+from masters.recipe import DataSource, Judge, Runtime
+from masters.rewards.judging.cache import VerdictCache
+from masters.rewards.verifiers import Rule, verify
 from masters.specs import EvaluateSpec, JudgeSpec, ModelRef, StageSpec, TrainSpec
 
 Folders = dict[ModelRef, Path]
+_LABELS_CHECKED = 500
 
 
 def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> None:
     """Looks at every data set and every model that these stages will open.
 
-    Images are decoded (``images_checked``: see ``verify_images``), models must be vision-language
-    models, whole where they are on disk, a teacher must share its student's vocabulary, and what is
-    to be trained of a student must be there. Of a model on the hub everything but the weights is
-    fetched for that.
+    Images are decoded (``images_checked``: see ``verify_images``), labels must be such that the
+    rule can compare with them (some hundred are tried), models must be vision-language models,
+    whole where they are on disk, a teacher must share its student's vocabulary, and what is to be
+    trained of a student must be there. Of a model on the hub everything but the weights is fetched
+    for that.
 
     Raises:
         DataError, ModelError: the first thing that a stage would fail on.
@@ -40,8 +46,14 @@ def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> N
                     models[part] = None
             elif hasattr(part, "on_bad"):
                 sources.setdefault(canonical_json(part.model_dump(mode="json")), part)
-    for source in sources.values():
-        verify_images(open_questions(source), images_checked)
+    rules: dict[str, set[Rule]] = defaultdict(set)
+    for source, rule in (found for spec in specs for found in _by_rule(spec)):
+        rules[canonical_json(source.model_dump(mode="json"))].add(rule)
+    for key, source in sources.items():
+        questions = open_questions(source)
+        verify_images(questions, images_checked)
+        for rule in sorted(rules[key]):
+            _fits(rule, questions)
     folders: Folders = {
         ref: local_folder(str(ref.path), revision=ref.revision, weights=False) for ref in models
     }
@@ -57,8 +69,13 @@ def check(specs: Iterable[StageSpec], *, images_checked: int | None = None) -> N
         _trainable(spec)
 
 
-def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
+def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]], verdicts: Path) -> None:
     """Looks whether the servers are there that these stages, given by name, will ask to judge.
+
+    One whose verdicts are kept is not asked: they may be all that is needed.
+
+    Args:
+        verdicts: the cache, where there is one.
 
     Raises:
         StageError: one is not, or does not serve what it is to judge with.
@@ -69,14 +86,19 @@ def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
         if judge is not None and judge.model == "server":
             first.setdefault(f"{judge.name} {runtime.server}", (name, judge, runtime))
     for name, judge, runtime in first.values():
-        from masters.stages.asking import server_of
+        from masters.stages.asking import ServerAsker, server_of
 
+        server = server_of(judge, runtime)
+        if verdicts.exists():
+            with VerdictCache(verdicts) as cache:
+                if next(cache.read(judge=ServerAsker(server).name), None) is not None:
+                    continue
         try:
-            server_of(judge, runtime).check()
+            server.check()
         except ServerError as error:
             raise StageError(
-                f"{name} will ask a server to judge: {error}. What comes before can be done "
-                f"without it: --until STAGE"
+                f"{name} will ask a server to judge: {error}. What comes before it can be "
+                "done without it: --until STAGE"
             ) from error
 
 
@@ -92,6 +114,20 @@ def _parts(value: object) -> Iterable[BaseModel]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _parts(item)
+
+
+def _by_rule(spec: StageSpec) -> Iterable[tuple[DataSource, Rule]]:
+    """The data whose labels a rule is to be compared with, in a stage, and the rule."""
+    if isinstance(spec, JudgeSpec | EvaluateSpec) and spec.rule.judge is None:
+        yield spec.data, spec.rule.rule
+    if isinstance(spec, TrainSpec) and spec.validation is not None:
+        yield spec.validation.data, spec.validation.rule.rule
+
+
+def _fits(rule: Rule, questions: Questions) -> None:
+    # What the response is makes no difference; some hundred labels tell of a wrong rule.
+    for place in range(0, len(questions), max(1, len(questions) // _LABELS_CHECKED)):
+        verify(rule, "?", questions[place])
 
 
 def _vlm(folder: Path, *, whole: bool) -> None:

@@ -61,9 +61,7 @@ class ResponseIndex:
         self._usable = self._count_usable(limit, vocabulary, banned)
         self._sort(table)
 
-    def _count_usable(
-        self, limit: int, vocabulary: int, banned: Collection[int]
-    ) -> np.ndarray:
+    def _count_usable(self, limit: int, vocabulary: int, banned: Collection[int]) -> np.ndarray:
         """Which rows can be trained on: bool [rows]; the others are counted by reason."""
         length = pc.call_function("list_value_length", [self._ids]).to_numpy()
         missing = np.zeros(len(length), dtype=bool)

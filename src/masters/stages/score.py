@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from masters.artifacts import StageContext
@@ -37,6 +38,23 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     with ids that the reference doesn't have gets an empty list, and training leaves it out.
     """
     questions = open_questions(spec.data)
+    shards = list_shards(context.inputs["responses"] / "responses")
+    paths = [context.folder / "scores" / shard.name for shard in shards]
+    todo = {shards[n]: paths[n] for n in context.part.take(paths)}
+    waited = _make(spec, context, questions, todo) if todo else 0.0
+    context.part.finish(paths)
+    tokens, outside = _counted(paths)
+    return {
+        "tokens": tokens,
+        "responses_without_scores": outside,
+        "seconds_waiting": round(waited, 3),
+    }
+
+
+def _make(
+    spec: ScoreSpec, context: StageContext, questions: Questions, todo: Mapping[Path, Path]
+) -> float:
+    """Scores these shards of responses into their paths; returns seconds of waiting."""
     opened = open_model(
         model_folder(spec.reference, context.inputs),
         spec.prompt,
@@ -47,30 +65,30 @@ def run(spec: ScoreSpec, context: StageContext) -> dict[str, Any]:
     student = Student(opened.model, precision=DTYPES[spec.precision]).eval()
     prompts = Prompts(questions, opened.processor, spec.prompt)
     check_sees_image(opened, prompts, role="reference", precision=DTYPES[spec.precision])
-    shards = list_shards(context.inputs["responses"] / "responses")
-    missing = [shard for shard in shards if not (context.folder / "scores" / shard.name).exists()]
-    tokens = outside = 0
+    tokens = 0
     begin = time.perf_counter()
-    with prompts.ahead(_asked(missing, questions), context.runtime.workers) as encoded:
-        for done, shard in enumerate(shards):
-            path = context.folder / "scores" / shard.name
-            if shard in missing:
-                table = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"])
-                rows = _readable(table, opened.ids)
-                with doing("scoring responses"):
-                    scored = _score(rows, student, opened, questions, encoded, context)
-                write_shard(path, scored, SCORES)
-            scores = read_shard(path, SCORES)["reference_logprobs"].to_pylist()
-            lengths = [len(row) for row in scores]
-            tokens += sum(lengths)
-            outside += lengths.count(0)
+    with prompts.ahead(_asked(list(todo), questions), context.runtime.workers) as encoded:
+        for done, (shard, path) in enumerate(todo.items()):
+            table = read_shard(shard, RESPONSES, [*KEY_COLUMNS, "token_ids"])
+            rows = _readable(table, opened.ids)
+            with doing("scoring responses"):
+                scored = _score(rows, student, opened, questions, encoded, context)
+            write_shard(path, scored, SCORES)
+            tokens += sum(len(row["token_ids"]) for row in rows)
             rate = tokens / (time.perf_counter() - begin)
-            context.progress(done + 1, len(shards), f"{rate:.0f} tokens/s")
-    return {
-        "tokens": tokens,
-        "responses_without_scores": outside,
-        "seconds_waiting": round(encoded.seconds_waiting, 3),
-    }
+            context.progress(done + 1, len(todo), f"{rate:.0f} tokens/s")
+    return encoded.seconds_waiting
+
+
+def _counted(paths: Sequence[Path]) -> tuple[int, int]:
+    """(tokens, responses without scores) of all shards."""
+    tokens = outside = 0
+    for path in paths:
+        scores = read_shard(path, SCORES, ["reference_logprobs"]).column(0)
+        lengths = pc.call_function("list_value_length", [scores]).to_pylist()
+        tokens += sum(lengths)
+        outside += lengths.count(0)
+    return tokens, outside
 
 
 def _asked(shards: list[Path], questions: Questions) -> Iterator[int]:

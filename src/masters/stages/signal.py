@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, first_use, make_ready, read_forms, write_verdicts
 from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.stored_signal import (
+    MANIFEST,
     Manifest,
+    index_file,
     save_head,
     save_manifest,
-    shard_is_whole,
     write_signal_shard,
 )
 from masters.training.student import autocast
@@ -54,6 +56,23 @@ def run(spec: SignalSpec, context: StageContext) -> dict[str, Any]:
     The (question, ratio) pairs come in the order of training, so the mask falls as it does there.
     """
     questions = open_questions(spec.data)
+    plan = curriculum.pairs(spec.schedule, len(questions), spec.start, spec.stop)
+    starts = range(0, len(plan), spec.shard_questions)
+    paths = [index_file(context.folder, n) for n in range(len(starts))]
+    todo = {n: plan[starts[n] : starts[n] + spec.shard_questions] for n in context.part.take(paths)}
+    made = _make(spec, context, questions, plan, todo) if todo else {}
+    context.part.finish(paths)
+    return {"questions": len(plan), **_counted(context.folder), **made}
+
+
+def _make(
+    spec: SignalSpec,
+    context: StageContext,
+    questions: Questions,
+    plan: np.ndarray,
+    todo: Mapping[int, np.ndarray],
+) -> dict[str, Any]:
+    """Makes these shards; returns what was counted on the way."""
     opened = open_model(
         model_folder(spec.teacher, context.inputs), spec.prompt, context.runtime,
         precision=spec.precision, teacher=True,
@@ -68,27 +87,37 @@ def run(spec: SignalSpec, context: StageContext) -> dict[str, Any]:
         if f"responses.{side}" in context.inputs:
             check_stored(context.inputs[f"responses.{side}"], opened, student, both.common)
     teacher = open_teacher(opened, context)
-    plan = curriculum.pairs(spec.schedule, len(questions), spec.start, spec.stop)
-    starts = range(0, len(plan), spec.shard_questions)
-    parts = [plan[start : start + spec.shard_questions] for start in starts]
-    missing = {n for n in range(len(parts)) if not shard_is_whole(context.folder, n)}
     wanted = (
         index
-        for shard in sorted(missing)
-        for _, same in curriculum.by_ratio(parts[shard])
+        for part in todo.values()
+        for _, same in curriculum.by_ratio(part)
         for index in same
     )
-    done, begin = 0, time.perf_counter()
+    total, done = sum(map(len, todo.values())), 0
+    begin = time.perf_counter()
     with prompts.ahead(wanted, context.runtime.workers) as encoded:
         writer = _Writer(spec, context, teacher, questions, encoded, both)
         writer.describe(opened.ids.banned, sorted(set(plan[:, 1].tolist())))
-        for shard, part in enumerate(parts):
-            if shard in missing:
-                writer.write(shard, part)
+        for shard, part in todo.items():
+            writer.write(shard, part)
             done += len(part)
             rate = done / (time.perf_counter() - begin)
-            context.progress(done, len(plan), f"{rate:.1f} questions/s")
-    return {**writer.counted(plan), "seconds_waiting": round(encoded.seconds_waiting, 3)}
+            context.progress(done, total, f"{rate:.1f} questions/s")
+    return {**writer.counted(), "seconds_waiting": round(encoded.seconds_waiting, 3)}
+
+
+def _counted(folder: Path) -> dict[str, Any]:
+    """Sequences, tokens and bytes of all shards."""
+    table = read_shards(folder / "index", SIGNALS, ["start", "stop"])
+    start, stop = (table.column(name).to_numpy() for name in ("start", "stop"))
+    tokens = int((stop - start).sum())
+    held = sum(path.stat().st_size for path in (folder / "tokens").glob("*.safetensors"))
+    return {
+        "sequences": len(table),
+        "tokens": tokens,
+        "bytes": held,
+        "bytes_per_token": round(held / max(1, tokens), 1),
+    }
 
 
 class _Writer:
@@ -142,6 +171,9 @@ class _Writer:
             k=None if spec.k is None else min(spec.k, self._both.common),
             temperature=spec.temperature,
         )
+        # The manifest comes last: where it is, the head is whole, and another worker's.
+        if (context.folder / MANIFEST).exists():
+            return
         if spec.signal == "hidden":
             save_head(context.folder, head_VD[: self._both.common].to(self._precision))
         save_manifest(context.folder, manifest)
@@ -187,20 +219,10 @@ class _Writer:
                 write_verdicts(self._context.folder, {self._seen_as: verdict})
                 self._form = verdict.form
 
-    def counted(self, plan: np.ndarray) -> dict[str, Any]:
-        """What the stage's record keeps."""
-        folder, stored = self._context.folder, self._stored.values()
-        table = read_shards(folder / "index", SIGNALS, ["start", "stop"])
-        start, stop = (table.column(name).to_numpy() for name in ("start", "stop"))
-        tokens = int((stop - start).sum())
-        held = sum(path.stat().st_size for path in (folder / "tokens").glob("*.safetensors"))
+    def counted(self) -> dict[str, Any]:
+        """What was met while writing."""
         return {
-            "questions": len(plan),
-            "sequences": len(table),
-            "tokens": tokens,
-            "bytes": held,
-            "bytes_per_token": round(held / max(1, tokens), 1),
-            "responses_outside_vocabulary": sum(index.outside for index in stored),
+            "responses_outside_vocabulary": sum(index.outside for index in self._stored.values()),
             "mask_bytes_read": self._teacher.bytes_read,
             "mask_seconds": self._teacher.seconds,
         }

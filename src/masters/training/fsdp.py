@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 )
 
 from masters import ranks
-from masters.models.offload import outer_blocks
+from masters.models.offload import blocks_of
 from masters.models.shards import plain_copy
 from masters.training.checkpoints import Position
 from masters.training.sharded_checkpoints import (
@@ -58,7 +58,7 @@ class Fsdp2:
             reduce_dtype=torch.float32 if half else None,
             cast_forward_inputs=False,
         )
-        for block in outer_blocks(student.vlm).values():
+        for block in blocks_of(student.vlm).values():
             fully_shard(block, mesh=self._mesh, mp_policy=policy)
         fully_shard(student, mesh=self._mesh)
         for module in student.modules():
@@ -73,7 +73,7 @@ class Fsdp2:
         stays = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         tied = head.weight is embedding.weight
-        for block in outer_blocks(model).values():
+        for block in blocks_of(model).values():
             fully_shard(block, mesh=self._mesh, reshard_after_forward=True, offload_policy=stays)
         # Masks are set on shards, so no group may stay together behind a forward pass.
         fully_shard(model.base_model, mesh=self._mesh, reshard_after_forward=True)

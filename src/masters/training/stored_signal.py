@@ -27,6 +27,7 @@ from masters.artifacts import atomic_write_text
 from masters.data.tables import SIGNALS, read_shards, shard_name, write_shard
 from masters.errors import StageError
 from masters.models.devices import to_device
+from masters.shares import neighbour
 from masters.training.checkpoints import sync
 from masters.training.groups import Group, Rows
 from masters.training.teacher_signal import HiddenTokens, TeacherTokens
@@ -138,9 +139,9 @@ def save_head(folder: Path, head_WD: torch.Tensor) -> None:
     _save_tensors(folder / HEAD, {"weight": head_WD})
 
 
-def shard_is_whole(folder: Path, shard: int) -> bool:
-    """Whether the shard needs no more work."""
-    return (folder / "index" / shard_name(shard)).exists()
+def index_file(folder: Path, shard: int) -> Path:
+    """The file that is written last of a shard: where it is, the shard is whole."""
+    return folder / "index" / shard_name(shard)
 
 
 def write_signal_shard(
@@ -172,7 +173,7 @@ def write_signal_shard(
         }
         for (question_id, ratio, ids), stop in zip(sequences, stops.tolist(), strict=True)
     ]
-    write_shard(folder / "index" / shard_name(shard), rows, SIGNALS)
+    write_shard(index_file(folder, shard), rows, SIGNALS)
 
 
 def _tensor_file(folder: Path, shard: int) -> Path:
@@ -181,7 +182,7 @@ def _tensor_file(folder: Path, shard: int) -> Path:
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = neighbour(path, "partial")
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
     sync(partial)
     partial.replace(path)

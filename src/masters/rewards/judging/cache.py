@@ -40,6 +40,11 @@ ON CONFLICT (key) DO UPDATE SET
     attempts = excluded.attempts, time = excluded.time
 WHERE verdicts.reward IS NULL
 """
+# A WHERE before ON CONFLICT, which SQLite would else read as the condition of a join.
+_ABSORB = _KEEP.replace(
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    f"SELECT {_COLUMNS} FROM other.verdicts WHERE true",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,16 @@ class VerdictCache:
         with self._explained():
             for row in self._database.execute(query, (judge, prompt)):
                 yield _kept(row)
+
+    def absorb(self, path: Path) -> None:
+        """Keeps the verdicts of another file too, as ``keep`` would."""
+        VerdictCache(path).close()  # is it one of ours?
+        with self._explained():
+            self._database.execute("ATTACH ? AS other", (str(path),))
+            try:
+                self._database.execute(_ABSORB)
+            finally:
+                self._database.execute("DETACH other")
 
     def close(self) -> None:
         """Closes the file; nothing more can be read or kept."""

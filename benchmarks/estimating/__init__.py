@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/estimate.py``: cases, running them, fitting prices."""
