@@ -130,6 +130,7 @@ class Crew:
         while True:
             order = self._next()
             if order is None:
+                _leave()
                 return
             if isinstance(order, str):
                 time.sleep(_COURTESY)
@@ -145,12 +146,17 @@ class Crew:
 
     def end(self, error: str | None) -> None:
         """Lets the others go, or tells them that this is given up; of rank 0."""
-        self._send(error)
+        try:
+            self._send(error)
+        except RuntimeError:  # the store is gone with whoever kept it; that is not what went wrong
+            return
         left = time.monotonic() + (10 if error is None else 0)
         while time.monotonic() < left and not self._store.check(
             [f"gone/{rank}" for rank in range(1, self.ranks)]
         ):
             time.sleep(_GLANCE)
+        if error is None:
+            _leave()
 
     def _send(self, order: _Order | str | None) -> None:
         self._store.set(f"order/{self._orders}", pickle.dumps(order))
@@ -174,14 +180,20 @@ class Crew:
     @contextmanager
     def _alive(self) -> Iterator[None]:
         """A rank that fails alone leaves the process group, so that the others hear of it."""
-        import torch.distributed as dist
-
         try:
             yield
         except BaseException:
+            import torch.distributed as dist
+
             if dist.get_backend() == "gloo":  # nccl would first wait for those who wait for it
-                dist.destroy_process_group()
+                _leave()
             raise
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
 
 
 _AGAIN = "Run the same command again; it goes on from the last checkpoint"

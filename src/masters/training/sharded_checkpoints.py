@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +237,9 @@ def _load_shards(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Op
     if differ := sorted(weights.keys() ^ stored):
         raise StageError(f"{folder}: weights differ from the model's: {differ[:3]}")
     moments = {k: v for k, v in _moments(model, optimiser, begin=True).items() if k in held}
-    load({**weights, **moments}, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():  # that one process reads alone is meant so
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load({**weights, **moments}, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def _load_weights(folder: Path, model: torch.nn.Module) -> None:
