@@ -1,8 +1,8 @@
 """How far `masters plan --estimate` is from what stages take, and the cluster file of this machine.
 
 Runs the real stages of small settings on one thread, by processor time: the efficiencies of the
-cost model are fitted to some of them, the others are predicted. Widths, depths, pictures, lengths,
-groups and numbers of questions of the predicted ones are not among the fitted.
+cost model are fitted to some of them, the others are predicted. Each of these differs from all
+fitted ones in the models' shapes and in several of pictures, lengths, groups and numbers.
 
     python benchmarks/estimate.py --json estimate.json --cluster cpu.yaml
 """

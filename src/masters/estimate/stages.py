@@ -122,9 +122,9 @@ class Jobs:
 
     def spread(self, engine: str, needed: float) -> int:
         """GPUs that one copy of an engine's model takes: as told, or as its memory needs."""
-        told = getattr(getattr(self.recipe.runtime, "vllm", None), "tensor_parallel", None)
+        told = self.recipe.runtime.vllm
         if engine == "vllm" and told is not None:
-            return told
+            return told.tensor_parallel
         free = self.cluster.bytes - 1e9 * self.cluster.efficiency.reserved_gb.value
         counts = (n for n in (1, 2, 4, 8) if needed / n <= free and n <= self.cluster.gpus)
         return next(counts, min(8, self.cluster.gpus))
