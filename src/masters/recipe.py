@@ -284,6 +284,8 @@ class Nll(Section):
     kind: Literal["nll"] = "nll"
     weight: NotNegative = 1.0
     on: Literal["labels", "responses"] = "labels"
+    keep: Literal["all", "correct"] = "all"
+    """Which responses: all, or those that the accuracy reward finds right (rejection sampling)."""
 
 
 Term = Annotated[Grpo | Jsd | Nll, Field(discriminator="kind")]
