@@ -153,8 +153,8 @@ class ScenesSource(_Source):
     """How many questions, each about its own scene."""
     seed: int = 0
     """Scenes of different seeds are disjoint."""
-    wording: Literal["word", "varied"] = "word"
-    """Labels to train on: one exact word, or one of several valid wordings."""
+    wording: Literal["word", "short", "varied"] = "word"
+    """Labels to train on: the answer's words alone; or one of two short wordings, or of four."""
     kinds: tuple[str, ...] | None = None
     """Question kinds; null: all."""
     image: Count = 48

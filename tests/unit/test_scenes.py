@@ -165,7 +165,7 @@ def test_image_belongs_to_its_source() -> None:
         (1, ["size"], "word", 48, "kinds are .'size'.; expected different ones out of colour"),
         (1, [], "word", 48, "kinds are "),
         (1, ["count", "count"], "word", 48, "kinds are "),
-        (1, None, "long", 48, "wording is 'long'; expected 'word' or 'varied'"),
+        (1, None, "long", 48, "wording is 'long'; expected one of word, short, varied"),
         (1, None, "word", 50, "image is 50 pixels; expected a multiple of 3"),
     ],
 )
@@ -195,3 +195,13 @@ def test_a_question_and_its_picture_take_under_a_millisecond() -> None:
     for index in range(300):
         source.open_images(source[index])
     assert (time.process_time() - start) / 300 < 1e-3
+
+
+def test_short_wordings_are_the_two_first_of_each_kind():
+    short = SceneQuestions(count=400, seed=3, wording="short")
+    for kind in KINDS:
+        told = [q for q in short if q.kind == kind]
+        bare = sum(q.training_label == q.label for q in told)
+        assert 25 < bare < 75  # of 100, drawn evenly
+        assert all(len(q.training_label.split()) <= len(q.label.split()) + 3 for q in told)
+        assert all(q.training_label.endswith(q.label) for q in told)

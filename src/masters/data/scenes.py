@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from masters.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Wording = Literal["word", "varied"]
+Wording = Literal["word", "short", "varied"]
 
 KINDS = ("colour", "shape", "count", "describe")
 COLOURS = {
@@ -74,6 +74,8 @@ _WORDINGS = {
         "there is a {label} at the {place}",
     ),
 }
+SHORT = 2
+"""How many of a kind's wordings are short ones: they come first."""
 # What the content verifier takes for a different answer to a question of each kind.
 _ALTERNATIVES = {
     "colour": _COLOUR_NAMES,
@@ -108,8 +110,8 @@ class SceneQuestions:
     Args:
         count: how many questions.
         seed: sources with different seeds share no scene in practice.
-        wording: "word" trains on the label itself; "varied" draws ``training_label`` from several
-            valid wordings while ``label`` stays the bare answer.
+        wording: "word" trains on the label itself; "varied" draws ``training_label`` from four
+            valid wordings while ``label`` stays the bare answer, "short" from the two shortest.
         kinds: the kinds asked, in turn (question i has kind i modulo their number), so that every
             stretch is balanced; all of ``KINDS`` when None.
         image: side of the picture in pixels; a multiple of 3, at least 24.
@@ -141,9 +143,10 @@ class SceneQuestions:
                 f"{where}: kinds are {list(self._kinds)}; expected different ones out of "
                 f"{', '.join(KINDS)}. Correct `kinds`, or leave it out for all of them."
             )
-        if self._wording not in ("word", "varied"):
+        if self._wording not in get_args(Wording):
             raise DataError(
-                f"{where}: wording is {self._wording!r}; expected 'word' or 'varied'. Use one."
+                f"{where}: wording is {self._wording!r}; expected one of "
+                f"{', '.join(get_args(Wording))}. Use one."
             )
         if self._side < 24 or self._side % 3:
             raise DataError(
@@ -160,8 +163,10 @@ class SceneQuestions:
         index %= self._count
         scene = self.scene(index)
         training_label = None
-        if self._wording == "varied":
-            training_label = _fill(wordings(scene.kind)[scene.wording], scene.label, scene.fields)
+        if self._wording != "word":
+            several = wordings(scene.kind)[: SHORT if self._wording == "short" else None]
+            template = several[scene.wording % len(several)]
+            training_label = _fill(template, scene.label, scene.fields)
         return Question(
             id=self._id(index),
             text=_QUESTIONS[scene.kind].format(**scene.fields),
