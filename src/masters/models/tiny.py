@@ -62,10 +62,6 @@ class TinySize:
 
 #: Sizes by name. ``init`` is about 1/sqrt(hidden): with the usual 0.02 they hardly learn.
 TINY_SIZES: dict[str, TinySize] = {
-    "qwen3_vl_1700k": TinySize(
-        hidden=192, layers=2, heads=4, ffn=384,
-        vision_hidden=112, vision_layers=1, vision_heads=2, init=0.09,
-    ),
     "qwen3_vl_1m": TinySize(
         hidden=128, layers=2, heads=4, ffn=256,
         vision_hidden=96, vision_layers=1, vision_heads=2, init=0.125,
@@ -81,6 +77,10 @@ TINY_SIZES: dict[str, TinySize] = {
     "qwen3_vl_100k": TinySize(
         hidden=32, layers=2, heads=2, ffn=64,
         vision_hidden=32, vision_layers=1, vision_heads=2, init=0.12,
+    ),
+    "qwen3_vl_90k": TinySize(
+        hidden=32, layers=2, heads=2, ffn=64,
+        vision_hidden=24, vision_layers=1, vision_heads=2, init=0.12,
     ),
 }  # fmt: skip
 
