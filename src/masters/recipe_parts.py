@@ -153,8 +153,9 @@ class ScenesSource(_Source):
     """How many questions, each about its own scene."""
     seed: int = 0
     """Scenes of different seeds are disjoint."""
-    wording: Literal["word", "short", "varied"] = "word"
-    """Labels to train on: the answer's words alone; or one of two short wordings, or of four."""
+    wording: Literal["word", "label_first", "varied"] = "word"
+    """Labels to train on: the answer's words alone, or one of four valid wordings; those of
+    label_first all begin with the answer."""
     kinds: tuple[str, ...] | None = None
     """Question kinds; null: all."""
     image: Count = 48

@@ -165,7 +165,7 @@ def test_image_belongs_to_its_source() -> None:
         (1, ["size"], "word", 48, "kinds are .'size'.; expected different ones out of colour"),
         (1, [], "word", 48, "kinds are "),
         (1, ["count", "count"], "word", 48, "kinds are "),
-        (1, None, "long", 48, "wording is 'long'; expected one of word, short, varied"),
+        (1, None, "long", 48, "wording is 'long'; expected one of word, label_first, varied"),
         (1, None, "word", 50, "image is 50 pixels; expected a multiple of 3"),
     ],
 )
@@ -197,11 +197,14 @@ def test_a_question_and_its_picture_take_under_a_millisecond() -> None:
     assert (time.process_time() - start) / 300 < 1e-3
 
 
-def test_short_wordings_are_the_two_first_of_each_kind():
-    short = SceneQuestions(count=400, seed=3, wording="short")
-    for kind in KINDS:
-        told = [q for q in short if q.kind == kind]
-        bare = sum(q.training_label == q.label for q in told)
-        assert 25 < bare < 75  # of 100, drawn evenly
-        assert all(len(q.training_label.split()) <= len(q.label.split()) + 3 for q in told)
-        assert all(q.training_label.endswith(q.label) for q in told)
+def test_label_first_wordings_begin_with_the_label_and_are_judged_right() -> None:
+    worded = SceneQuestions(count=400, seed=3, wording="label_first")
+    seen = Counter()
+    for question in worded:
+        label = question.training_label
+        assert label is not None and label.split()[: len(question.label.split())] == (
+            question.label.split()
+        )
+        assert verify("content", label, question).reward == 1
+        seen[question.kind, label == question.label] += 1
+    assert all(10 < seen[kind, True] < 45 for kind in KINDS)  # of 100, one in four
