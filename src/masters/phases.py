@@ -12,7 +12,7 @@ from masters.evaluation_drafts import draft_evaluations
 from masters.lineage import STUDENT, Version
 from masters.ratios import ratio_parts
 from masters.recipe import Phase, Recipe
-from masters.recipe_checks import compares
+from masters.recipe_checks import compares, judges
 from masters.specs import (
     GenerateSpec,
     JudgeSpec,
@@ -177,7 +177,8 @@ class _Phase:
         """The train inputs that come from one store of responses."""
         method, drafts, policy = self.method, self.drafts, self.policy
         found = {f"responses.{source}": responses}
-        if policy and method.rewards.accuracy:
+        if judges(method):
+            assert method.rewards.accuracy is not None
             judge, inputs = self.judge()
             spec = JudgeSpec(
                 source=source,

@@ -285,7 +285,7 @@ class Nll(Section):
     weight: NotNegative = 1.0
     on: Literal["labels", "responses"] = "labels"
     keep: Literal["all", "correct"] = "all"
-    """Which responses: all, or those that the accuracy reward finds right (rejection sampling)."""
+    """Which responses: all, or those whose accuracy reward is 1 (rejection sampling)."""
 
 
 Term = Annotated[Grpo | Jsd | Nll, Field(discriminator="kind")]

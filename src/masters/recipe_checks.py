@@ -182,8 +182,7 @@ def _judges(recipe: Recipe) -> None:
                 "runtime.server.url=http://localhost:8000/v1",
             )
     judge = None if rewarded is None else rewarded.judge
-    rewards_count = any(term.kind == "grpo" for term in recipe.method.objective)
-    if judge is None or judge.model != "teacher" or not rewards_count:
+    if judge is None or judge.model != "teacher" or not judges(recipe.method):
         return
     for index, phase in enumerate(recipe.method.phases):
         if phase.teacher is None:
@@ -298,6 +297,17 @@ def _terms_fed(method: Method) -> None:
                 "is grpo without a reward; expected method.rewards.accuracy or "
                 "method.rewards.distillation",
             )
+        if term.kind == "nll" and term.keep == "correct" and term.on == "labels":
+            raise _wrong(
+                (*at, "keep"),
+                "is 'correct' on labels, which are all taken for right; expected on: responses, or "
+                "keep: all",
+            )
+        if term.kind == "nll" and term.keep == "correct" and method.rewards.accuracy is None:
+            raise _wrong(
+                (*at, "keep"),
+                "is 'correct', but nothing says what is right; expected method.rewards.accuracy",
+            )
     if all(term.weight == 0 for term in method.objective):
         raise _wrong(("method", "objective"), "has only weights of 0; expected one above 0")
 
@@ -319,6 +329,13 @@ def _storable(method: Method) -> None:
             f"is {method.signal!r}, but no jsd term and no distillation reward reads it; expected "
             "'live'",
         )
+
+
+def judges(method: Method) -> bool:
+    """Whether training reads accuracy rewards: to reward with them, or to keep what is right."""
+    policy = any(term.kind == "grpo" for term in method.objective)
+    picks = any(term.kind == "nll" and term.keep == "correct" for term in method.objective)
+    return (policy or picks) and method.rewards.accuracy is not None
 
 
 def compares(method: Method) -> bool:

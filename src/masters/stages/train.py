@@ -175,7 +175,7 @@ def _term(term: Grpo | Jsd | Nll) -> Term:
         case Jsd():
             return JsdTerm(weight=term.weight, on=term.on)
         case Nll():
-            return NllTerm(weight=term.weight, on=term.on)
+            return NllTerm(weight=term.weight, on=term.on, correct=term.keep == "correct")
         case _:
             assert_never(term)
 

@@ -104,9 +104,7 @@ def tensor_thresholds(
         lambda: read_chunks(entry, matrix=matrix), entry.dtype, ratios, entry.name
     )
     size = entry.size if matrix is None else entry.size // entry.shape[0]
-    return LayerThresholds(
-        tensor=entry.name, size=size, values=values, zeros=zeros, matrix=matrix
-    )
+    return LayerThresholds(tensor=entry.name, size=size, values=values, zeros=zeros, matrix=matrix)
 
 
 def _thresholds(

@@ -43,10 +43,15 @@ class JsdTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class NllTerm:
-    """- log pi of the tokens: supervised fine-tuning."""
+    """- log pi of the tokens: supervised fine-tuning.
+
+    With ``correct`` of the responses whose accuracy reward is 1 alone (rejection sampling): G_q
+    counts those, and Q the questions without any too.
+    """
 
     weight: float = 1.0
     on: On = "labels"
+    correct: bool = False
 
 
 Term = GrpoTerm | JsdTerm | NllTerm
@@ -122,11 +127,15 @@ def token_weights(questions: int, responses: int, tokens: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Expanded:
-    """Response tokens with duplicates counted: index into N, weight, advantage, reference."""
+    """Response tokens with duplicates counted: index into N, weight, advantage, reference.
+
+    ``right_weight_M`` is the weight where G_q counts right responses alone; 0 for the others.
+    """
 
     index_M: torch.Tensor
     from_teacher_M: torch.Tensor
     weight_M: torch.Tensor
+    right_weight_M: torch.Tensor
     advantage_M: torch.Tensor
     reference_M: torch.Tensor | None
 
@@ -165,6 +174,8 @@ def micro_batch_loss(
     if needs(terms, "responses"):
         advantages = _advantages(rows, jsd_N.detach(), rewards, sums) if grpo else None
         parts["responses"] = _expand(rows, advantages, questions, labels=False)
+    if not grpo and any(isinstance(term, NllTerm) and term.correct for term in terms):
+        _log_verdicts(rows, sums)
     total = jsd_N.new_zeros(())
     slopes: dict[str, torch.Tensor] = {}
     for term in terms:
@@ -190,7 +201,8 @@ def _term_loss(
             return "jsd", (part.weight_M * jsd_N[part.index_M]).sum(), jsd_N
         case NllTerm():
             part = parts[term.on]
-            return "nll", -(part.weight_M * logp_N[part.index_M]).sum(), logp_N
+            weight_M = part.right_weight_M if term.correct else part.weight_M
+            return "nll", -(weight_M * logp_N[part.index_M]).sum(), logp_N
         case GrpoTerm():
             part = parts["responses"]
             logp_M = logp_N[part.index_M]
@@ -220,16 +232,20 @@ def _expand(
 ) -> Expanded:
     index: list[torch.Tensor] = []
     weight: list[float] = []
+    right_weight: list[float] = []
     advantage: list[float] = []
     teachers: list[bool] = []
     counts: list[int] = []
     reference: list[float] | None = []
     for g, group in enumerate(rows.groups):
         chosen = [j for j, r in enumerate(group.responses) if (r.source == LABEL) == labels]
+        right = {j for j in chosen if group.responses[j].accuracy == 1.0}
         for k, j in enumerate(chosen):
             start, stop = rows.spans[rows.row_of[g][j]]
             index.append(torch.arange(start, stop))
             weight.append(token_weights(questions, len(chosen), stop - start))
+            kept = token_weights(questions, len(right), stop - start) if j in right else 0.0
+            right_weight.append(kept)
             advantage.append(0.0 if advantages is None else advantages[g][k].item())
             teachers.append(group.responses[j].source == TEACHER)
             counts.append(stop - start)
@@ -245,6 +261,7 @@ def _expand(
         index_M=torch.cat(index).to(device),
         from_teacher_M=spread(teachers),
         weight_M=spread(weight),
+        right_weight_M=spread(right_weight),
         advantage_M=spread(advantage),
         reference_M=None if reference is None else torch.tensor(reference, device=device),
     )
@@ -274,6 +291,15 @@ def _advantages(
         sums.silent_groups += int(not advantage_G.any())
         advantages.append(advantage_G)
     return advantages
+
+
+def _log_verdicts(rows: Rows, sums: StepSums) -> None:
+    """Accuracy by source, and the groups in which nothing is right: they give no signal."""
+    for group in rows.groups:
+        chosen = [j for j, r in enumerate(group.responses) if r.source != LABEL]
+        accuracy = [_verdict(group.responses[j]) for j in chosen]
+        _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
+        sums.silent_groups += int(1.0 not in accuracy)
 
 
 def _verdict(response: Response) -> float:
