@@ -170,7 +170,11 @@ def _term(term: Grpo | Jsd | Nll) -> Term:
     match term:
         case Grpo():
             return GrpoTerm(
-                weight=term.weight, kl=term.kl, clip=term.clip, students_only=term.students_only
+                weight=term.weight,
+                kl=term.kl,
+                clip=term.clip,
+                teacher_weight=0.0 if term.students_only else term.teacher_weight,
+                min_std=term.min_std,
             )
         case Jsd():
             return JsdTerm(weight=term.weight, on=term.on)

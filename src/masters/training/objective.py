@@ -25,12 +25,17 @@ On = Literal["labels", "responses"]
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoTerm:
-    """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference."""
+    """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference.
+
+    ``teacher_weight`` multiplies the advantages of the teacher's responses; ``min_std``: see
+    `group_advantages`.
+    """
 
     weight: float = 1.0
     kl: float = 0.1
     clip: float = 0.2
-    students_only: bool = False
+    teacher_weight: float = 1.0
+    min_std: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +172,16 @@ def micro_batch_loss(
     """
     sums.groups += len(rows.groups)
     sums.tokens += sum(len(r.token_ids) for g in rows.groups for r in g.responses)
-    grpo = any(isinstance(term, GrpoTerm) for term in terms)
+    grpo = next((term for term in terms if isinstance(term, GrpoTerm)), None)
     parts = {}
     if needs(terms, "labels"):
         parts["labels"] = _expand(rows, None, questions, labels=True)
     if needs(terms, "responses"):
-        advantages = _advantages(rows, jsd_N.detach(), rewards, sums) if grpo else None
+        advantages = None
+        if grpo is not None:
+            advantages = _advantages(rows, jsd_N.detach(), rewards, grpo.min_std, sums)
         parts["responses"] = _expand(rows, advantages, questions, labels=False)
-    if not grpo and any(isinstance(term, NllTerm) and term.correct for term in terms):
+    if grpo is None and any(isinstance(term, NllTerm) and term.correct for term in terms):
         _log_verdicts(rows, sums)
     total = jsd_N.new_zeros(())
     slopes: dict[str, torch.Tensor] = {}
@@ -207,8 +214,9 @@ def _term_loss(
             part = parts["responses"]
             logp_M = logp_N[part.index_M]
             advantage_M = part.advantage_M
-            if term.students_only:
-                advantage_M = advantage_M.masked_fill(part.from_teacher_M, 0.0)
+            if term.teacher_weight != 1:
+                weaker_M = advantage_M * term.teacher_weight
+                advantage_M = torch.where(part.from_teacher_M, weaker_M, advantage_M)
             policy = policy_term(logp_M, advantage_M, clip=term.clip)
             gain = (part.weight_M * policy).sum()
             kl = logp_N.new_zeros(())
@@ -268,7 +276,7 @@ def _expand(
 
 
 def _advantages(
-    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, sums: StepSums
+    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, min_std: float, sums: StepSums
 ) -> list[torch.Tensor]:
     """Advantages [G] of each group from its rewards, in the order of its responses."""
     divergence_U = [jsd_N[start:stop].double().mean() for start, stop in rows.spans]
@@ -287,7 +295,7 @@ def _advantages(
             accuracy = [_verdict(group.responses[j]) for j in chosen]
             reward_G += torch.tensor(accuracy, dtype=torch.float64)
             _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
-        advantage_G = group_advantages(reward_G)
+        advantage_G = group_advantages(reward_G, min_std=min_std)
         sums.silent_groups += int(not advantage_G.any())
         advantages.append(advantage_G)
     return advantages
