@@ -152,15 +152,29 @@ class Mask(Section):
     """Patterns of module names; only layers that match one are masked. Empty: all."""
     exclude: tuple[str, ...] = ()
     """Patterns of module names to leave whole."""
+    kind: Literal["magnitude", "random", "softness"] = "magnitude"
+    """magnitude: the smallest weights of each matrix. Controls: random, as many of each matrix,
+    drawn for it once; softness, none: logits are divided by ``temperatures``."""
+    order: Literal["falling", "rising"] = "falling"
+    """rising, a control: the whole teacher first and ``max_ratio`` last."""
+    temperatures: tuple[Positive, ...] | None = None
+    """With kind: softness, one for each ratio in the order of the mask stages; 1 at ratio 0."""
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """Falling, per 10,000, the last one 0."""
-        return mask_ratios(self.max_ratio, self.step)
+        """Per 10,000, in the order of the mask stages: falling to 0, or rising from it."""
+        falling = mask_ratios(self.max_ratio, self.step)
+        return falling if self.order == "falling" else falling[::-1]
+
+    def temperature(self, ratio: int) -> float:
+        """By which logits are divided at a ratio (per 10,000) of a softness mask."""
+        assert self.temperatures is not None
+        return self.temperatures[self.ratios.index(ratio)]
 
     @model_validator(mode="after")
     def _multiple(self) -> Mask:
         recipe_checks.whole_multiple(self)
+        recipe_checks.temperatures_for_softness(self)
         return self
 
 

@@ -52,6 +52,57 @@ def whole_multiple(mask: Mask) -> None:
         raise _wrong((key,), said) from None
 
 
+def temperatures_for_softness(mask: Mask) -> None:
+    """A softness mask, and no other, has a temperature for each ratio, and 1 where it is 0."""
+    at, found = ("temperatures",), mask.temperatures
+    if mask.kind != "softness":
+        if found is not None:
+            raise _wrong(
+                at, f"is set, but kind is {mask.kind!r}; expected kind: softness beside it"
+            )
+        return
+    ratios = ", ".join(ratio_text(ratio) for ratio in mask.ratios)
+    if found is None or len(found) != len(mask.ratios):
+        got = "is missing" if found is None else f"has {len(found)} numbers"
+        raise _wrong(at, f"{got}; expected one for each of the ratios {ratios}")
+    if mask.temperature(0) != 1:
+        raise _wrong(
+            at, f"is {mask.temperature(0):g} at ratio 0; expected 1 there (the ratios are {ratios})"
+        )
+    for key in ("parts", "include", "exclude"):
+        if (
+            key in mask.model_fields_set
+            and getattr(mask, key) != type(mask).model_fields[key].default
+        ):
+            raise _wrong((key,), "is set, but kind is 'softness', which masks no layer")
+
+
+def _softness(recipe: Recipe, index: int, mask: Mask) -> None:
+    """What a mask that touches no weight but the head's cannot be combined with."""
+    method, evaluation = recipe.method, recipe.evaluation
+    at = ("method", "phases", index, "mask", "kind")
+    if method.signal == "hidden":
+        raise _wrong(
+            at,
+            "is 'softness', and method.signal 'hidden' stores one output head for all ratios; "
+            "expected signal: live or topk",
+        )
+    if method.responses.engine != "transformers":
+        raise _wrong(
+            at,
+            f"is 'softness', which {method.responses.engine} has no checkpoint of; expected "
+            "method.responses.engine: transformers",
+        )
+    curve = evaluation.masking_ratios if evaluation.masking_curve else None
+    for place, ratio in enumerate(curve or ()):
+        if ratio_parts(ratio) not in (0, *mask.ratios):
+            raise _wrong(
+                ("evaluation", "masking_ratios", place),
+                f"is {ratio}, for which the softness mask of method.phases[{index}] has no "
+                "temperature; expected ratios of its schedule, or null",
+            )
+
+
 def consistent(recipe: Recipe) -> None:
     """Teachers exist, terms have what they need, and nothing asked for is without effect."""
     _teachers_named(recipe)
@@ -361,6 +412,8 @@ def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
         )
     if phase.teacher is not None:
         _teacher(recipe.method, index, phase.teacher, names)
+    if phase.mask is not None and phase.mask.kind == "softness":
+        _softness(recipe, index, phase.mask)
     need = teacher_needed_by(recipe.method)
     if phase.teacher is None and need is not None:
         raise _wrong(at, f"has no teacher, but {need} needs one; expected teacher: <name>")
