@@ -297,6 +297,19 @@ class Jsd(Section):
     on: Literal["labels", "responses"] = "responses"
 
 
+class SkewKl(Section):
+    """Skewed KL divergence of teacher P and student Q, per token (DistiLLM, arXiv 2402.03898)."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    weight: NotNegative = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(P || alpha P + (1 - alpha) Q); reverse: KL(Q || (1 - alpha) P + alpha Q)."""
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """0: the plain KL, forward as in classic distillation, reverse as in MiniLLM."""
+    temperature: Positive = 1.0
+    on: Literal["labels", "responses"] = "responses"
+
+
 class Nll(Section):
     """Negative log-likelihood: supervised fine-tuning, on labels or on responses."""
 
@@ -307,7 +320,7 @@ class Nll(Section):
     """Which responses: all, or those whose accuracy reward is 1 (rejection sampling)."""
 
 
-Term = Annotated[Grpo | Jsd | Nll, Field(discriminator="kind")]
+Term = Annotated[Grpo | Jsd | SkewKl | Nll, Field(discriminator="kind")]
 """One summand of the objective."""
 
 

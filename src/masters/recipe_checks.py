@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
 
@@ -13,8 +14,21 @@ from masters.parts import PARTS
 from masters.ratios import mask_ratios, ratio_parts, ratio_text
 
 if TYPE_CHECKING:
-    from masters.recipe import AccuracyRule, Mask, Method, ModelSource, Phase, Recipe
+    from masters.recipe import (
+        AccuracyRule,
+        Jsd,
+        Mask,
+        Method,
+        ModelSource,
+        Phase,
+        Recipe,
+        SkewKl,
+        Term,
+    )
 
+
+#: Terms that compare the student with its teacher, token by token.
+DIVERGENCES = frozenset({"jsd", "skew_kl"})
 
 #: Arguments of ``vllm.LLM`` that are no runtime settings.
 _NOT_RUNTIME = frozenset(
@@ -318,11 +332,20 @@ def _masked(model: str, ratio: int) -> str:
 
 
 def _terms_fed(method: Method) -> None:
-    divergences = {(t.beta, t.temperature) for t in method.objective if t.kind == "jsd"}
-    if len(divergences) > 1:
+    divergences = {_divergence(t) for t in method.objective if t.kind in DIVERGENCES}
+    if len({kind for kind, *_ in divergences}) > 1:
         raise _wrong(
             ("method", "objective"),
-            "has jsd terms of different beta or temperature; expected the same for all",
+            "has both jsd and skew_kl, and a token has one divergence; expected one of the kinds",
+        )
+    if len(divergences) > 1:
+        jsd = any(term.kind == "jsd" for term in method.objective)
+        keys = (
+            "jsd terms of different beta" if jsd else "skew_kl terms of different direction, alpha"
+        )
+        raise _wrong(
+            ("method", "objective"),
+            f"has {keys} or temperature; expected the same for all",
         )
     group = method.responses.teacher + method.responses.student
     kinds = [(term.kind, term.on) for term in method.objective]
@@ -380,12 +403,28 @@ def _storable(method: Method) -> None:
                 f"is {method.signal!r}, which is stored for responses only, but {term.kind} is on "
                 "labels; expected 'live', or every term on responses",
             )
+    if method.signal == "topk" and any(t.kind == "skew_kl" for t in method.objective):
+        raise _wrong(
+            ("method", "signal"),
+            "is 'topk', which bounds what a jsd lacks and no skew_kl; expected 'hidden' or 'live'",
+        )
     if not compares(method):
         raise _wrong(
             ("method", "signal"),
-            f"is {method.signal!r}, but no jsd term and no distillation reward reads it; expected "
-            "'live'",
+            f"is {method.signal!r}, but no divergence and no distillation reward reads it; "
+            "expected 'live'",
         )
+
+
+def compared_by(objective: Sequence[Term]) -> Jsd | SkewKl | None:
+    """The divergence of teacher and student; None without one (a reward then takes the default)."""
+    return next((t for t in objective if t.kind == "jsd" or t.kind == "skew_kl"), None)
+
+
+def _divergence(term: Any) -> tuple[object, ...]:
+    """All that says which divergence a term means."""
+    keys = {"kind", "beta", "direction", "alpha", "temperature"}
+    return tuple(term.model_dump(include=keys).values())
 
 
 def judges(method: Method) -> bool:
@@ -398,7 +437,9 @@ def judges(method: Method) -> bool:
 def compares(method: Method) -> bool:
     """Whether training compares the student with its teacher, token by token."""
     kinds = {term.kind for term in method.objective}
-    return "jsd" in kinds or ("grpo" in kinds and method.rewards.distillation is not None)
+    return bool(kinds & DIVERGENCES) or (
+        "grpo" in kinds and method.rewards.distillation is not None
+    )
 
 
 def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
@@ -455,7 +496,7 @@ def _has_use(method: Method, index: int) -> None:
     phases = method.phases
     phase, teacher = phases[index], lineage.teacher(phases, index)
     masked = phase.mask is not None and phase.mask.max_ratio > 0
-    only_compared = all(term.kind == "jsd" for term in method.objective)
+    only_compared = all(term.kind in DIVERGENCES for term in method.objective)
     if teacher == lineage.learner(phases, index) and only_compared and not masked:
         raise _wrong(
             ("method", "phases", index, "teacher"),
@@ -478,7 +519,7 @@ def teacher_needed_by(method: Method) -> str | None:
     """The first thing in the method that asks a teacher, or None."""
     for index, term in enumerate(method.objective):
         where = f"method.objective[{index}] ({term.kind})"
-        if term.kind == "jsd":
+        if term.kind in DIVERGENCES:
             return where
         if term.kind == "grpo" and method.rewards.distillation is not None:
             return f"the distillation reward of {where}"

@@ -119,6 +119,7 @@ def test_softness_divides_logits_and_restores_every_bit(teacher: Tiny, tied: boo
         assert torch.equal(model.get_input_embeddings().weight, embeddings)
         softer = first()
         assert softer.token_ids == whole.token_ids
+        assert softer.logprobs and whole.logprobs
         assert softer.logprobs[0] < whole.logprobs[0]
     masked.set_ratio(0)
     assert torch.equal(model.get_output_embeddings().weight, head)

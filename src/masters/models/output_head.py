@@ -21,8 +21,8 @@ _HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 def whole_head(model: Any, home: torch.device) -> torch.Tensor:
     """The weight [V, D] of a model's output head, whole and on this device, to be read only.
 
-    A frozen one is brought there once: masks touch no head, or say so (`forget_head`). Where it is sharded, all ranks ask
-    at the same time.
+    A frozen one is brought there once: masks touch no head, or say so (`forget_head`). Where it is
+    sharded, all ranks ask at the same time.
     """
     head: Any = model.get_output_embeddings()
     sharded = isinstance(head.weight, DTensor)

@@ -40,10 +40,14 @@ class GrpoTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class JsdTerm:
-    """D of Eq. 4 (labels) or Eq. 5 (responses)."""
+    """D of Eq. 4 (labels) or Eq. 5 (responses): the divergence of the step's settings.
+
+    ``name`` is what the log calls it.
+    """
 
     weight: float = 1.0
     on: On = "responses"
+    name: Literal["jsd", "skew_kl"] = "jsd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +209,7 @@ def _term_loss(
     match term:
         case JsdTerm():
             part = parts[term.on]
-            return "jsd", (part.weight_M * jsd_N[part.index_M]).sum(), jsd_N
+            return term.name, (part.weight_M * jsd_N[part.index_M]).sum(), jsd_N
         case NllTerm():
             part = parts[term.on]
             weight_M = part.right_weight_M if term.correct else part.weight_M
