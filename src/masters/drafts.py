@@ -136,14 +136,17 @@ class Drafts:
 
     def mask(self, teacher: Version, ratios: tuple[int, ...], mask: Mask | None) -> dict[str, str]:
         """The ``thresholds`` input for these ratios; empty where none is above 0."""
-        above = tuple(ratio for ratio in ratios if ratio > 0)
+        above = tuple(sorted((ratio for ratio in ratios if ratio > 0), reverse=True))
         if not above:
             return {}
+        soft = mask is not None and mask.temperatures is not None
         reference, inputs = self.model(teacher, "teacher")
         spec = MaskSpec(
             teacher=reference,
             ratios=above,
             **({} if mask is None else mask.model_dump(include={"parts", "include", "exclude"})),
+            masking=None if mask is None or mask.kind == "magnitude" else mask.kind,
+            temperatures=tuple(map(mask.temperature, above)) if mask and soft else None,
         )
         same = (d.name for d in self.by_name.values() if d.spec == spec and d.inputs == inputs)
         found = next(same, None)

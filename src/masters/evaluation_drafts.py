@@ -33,8 +33,11 @@ def draft_evaluations(drafts: Drafts) -> None:
         masked = [phase for phase in taught if phase.mask]
         # An assistant that teaches only once it is trained has no masks before.
         before = not taught and any(phase.student == version.model for phase in phases)
+        mask = masked[0].mask if masked else None
+        if mask is not None and mask.kind == "softness":
+            masked = masked[:1]  # another phase's ratios have no temperature in this one's mask
         ratios = WHOLE_ONLY if before else _curve(recipe, masked)
-        thresholds = drafts.mask(version, ratios, masked[0].mask if masked else None)
+        thresholds = drafts.mask(version, ratios, mask)
         model = drafts.model(version, "model")
         _evaluate(drafts, f"teacher-{version.name}", model, "last", ratios, thresholds)
 

@@ -34,9 +34,9 @@ _MODEL_TEXTS = (
     "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
-_LATER = frozenset({"judge", "served"})
-"""Keys that came after the first stages were written: where they say nothing they are left out, and
-those stages keep their fingerprints."""
+_LATER = frozenset({"judge", "served", "min_std", "teacher_weight", "masking", "temperatures"})
+"""Keys that came after the first stages were written: where they have their default they are left
+out, and those stages keep their fingerprints."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _LARGEST_HEADER = 100 * 2**20
 _SAMPLE = 1024
@@ -162,7 +162,8 @@ def _content(value: Any, contents: Contents) -> Any:
         case BaseModel():
             names = [name for name in type(value).model_fields if name not in _NOT_CONTENT]
             fields = {name: getattr(value, name) for name in names}
-            said = {n: field for n, field in fields.items() if field is not None or n not in _LATER}
+            usual = {name: field.default for name, field in type(value).model_fields.items()}
+            said = {n: v for n, v in fields.items() if n not in _LATER or v != usual[n]}
             return {name: _content(field, contents) for name, field in said.items()}
         case tuple() | list():
             return [_content(item, contents) for item in value]

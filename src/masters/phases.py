@@ -12,7 +12,7 @@ from masters.evaluation_drafts import draft_evaluations
 from masters.lineage import STUDENT, Version
 from masters.ratios import ratio_parts
 from masters.recipe import Phase, Recipe
-from masters.recipe_checks import compares
+from masters.recipe_checks import compared_by, compares, judges
 from masters.specs import (
     GenerateSpec,
     JudgeSpec,
@@ -177,7 +177,8 @@ class _Phase:
         """The train inputs that come from one store of responses."""
         method, drafts, policy = self.method, self.drafts, self.policy
         found = {f"responses.{source}": responses}
-        if policy and method.rewards.accuracy:
+        if judges(method):
+            assert method.rewards.accuracy is not None
             judge, inputs = self.judge()
             spec = JudgeSpec(
                 source=source,
@@ -226,7 +227,8 @@ class _Phase:
         teacher, teacher_inputs = drafts.model(self.teacher, "teacher")
         student, student_inputs = drafts.model(self.learner, "student")
         topk = method.signal == "topk"
-        temperature = next((t.temperature for t in method.objective if t.kind == "jsd"), 1.0)
+        compared = compared_by(method.objective)
+        temperature = 1.0 if compared is None else compared.temperature
         spec = SignalSpec(
             signal=method.signal,
             k=method.signal_k if topk else None,

@@ -152,15 +152,29 @@ class Mask(Section):
     """Patterns of module names; only layers that match one are masked. Empty: all."""
     exclude: tuple[str, ...] = ()
     """Patterns of module names to leave whole."""
+    kind: Literal["magnitude", "random", "softness"] = "magnitude"
+    """magnitude: the smallest weights of each matrix. Controls: random, as many of each matrix,
+    drawn for it once; softness, none: logits are divided by ``temperatures``."""
+    order: Literal["falling", "rising"] = "falling"
+    """rising, a control: the whole teacher first and ``max_ratio`` last."""
+    temperatures: tuple[Positive, ...] | None = None
+    """With kind: softness, one for each ratio in the order of the mask stages; 1 at ratio 0."""
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """Falling, per 10,000, the last one 0."""
-        return mask_ratios(self.max_ratio, self.step)
+        """Per 10,000, in the order of the mask stages: falling to 0, or rising from it."""
+        falling = mask_ratios(self.max_ratio, self.step)
+        return falling if self.order == "falling" else falling[::-1]
+
+    def temperature(self, ratio: int) -> float:
+        """By which logits are divided at a ratio (per 10,000) of a softness mask."""
+        assert self.temperatures is not None
+        return self.temperatures[self.ratios.index(ratio)]
 
     @model_validator(mode="after")
     def _multiple(self) -> Mask:
         recipe_checks.whole_multiple(self)
+        recipe_checks.temperatures_for_softness(self)
         return self
 
 
@@ -262,7 +276,12 @@ class Grpo(Section):
     """epsilon; never acts with one update per batch."""
     on: Literal["responses"] = "responses"
     students_only: bool = False
-    """Only the student's own responses carry the policy term; advantages still pool both."""
+    """Only the student's own responses carry the policy term; advantages still pool both. The same
+    as ``teacher_weight: 0``."""
+    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of the policy term on the teacher's responses."""
+    min_std: NotNegative = 0.0
+    """Advantages are (R - mean) / max(std, min_std); 0: the paper's."""
     reference: Literal["phase", "run"] = "phase"
     """The reference is the student at the start of the phase, or of the run."""
 
@@ -278,6 +297,19 @@ class Jsd(Section):
     on: Literal["labels", "responses"] = "responses"
 
 
+class SkewKl(Section):
+    """Skewed KL divergence of teacher P and student Q, per token (DistiLLM, arXiv 2402.03898)."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    weight: NotNegative = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(P || alpha P + (1 - alpha) Q); reverse: KL(Q || (1 - alpha) P + alpha Q)."""
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """0: the plain KL, forward as in classic distillation, reverse as in MiniLLM."""
+    temperature: Positive = 1.0
+    on: Literal["labels", "responses"] = "responses"
+
+
 class Nll(Section):
     """Negative log-likelihood: supervised fine-tuning, on labels or on responses."""
 
@@ -285,10 +317,10 @@ class Nll(Section):
     weight: NotNegative = 1.0
     on: Literal["labels", "responses"] = "labels"
     keep: Literal["all", "correct"] = "all"
-    """Which responses: all, or those that the accuracy reward finds right (rejection sampling)."""
+    """Which responses: all, or those whose accuracy reward is 1 (rejection sampling)."""
 
 
-Term = Annotated[Grpo | Jsd | Nll, Field(discriminator="kind")]
+Term = Annotated[Grpo | Jsd | SkewKl | Nll, Field(discriminator="kind")]
 """One summand of the objective."""
 
 

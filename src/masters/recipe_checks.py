@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
 
@@ -13,8 +14,21 @@ from masters.parts import PARTS
 from masters.ratios import mask_ratios, ratio_parts, ratio_text
 
 if TYPE_CHECKING:
-    from masters.recipe import AccuracyRule, Mask, Method, ModelSource, Phase, Recipe
+    from masters.recipe import (
+        AccuracyRule,
+        Jsd,
+        Mask,
+        Method,
+        ModelSource,
+        Phase,
+        Recipe,
+        SkewKl,
+        Term,
+    )
 
+
+#: Terms that compare the student with its teacher, token by token.
+DIVERGENCES = frozenset({"jsd", "skew_kl"})
 
 #: Arguments of ``vllm.LLM`` that are no runtime settings.
 _NOT_RUNTIME = frozenset(
@@ -50,6 +64,57 @@ def whole_multiple(mask: Mask) -> None:
     except RecipeError as error:
         key, _, said = str(error).partition(" ")
         raise _wrong((key,), said) from None
+
+
+def temperatures_for_softness(mask: Mask) -> None:
+    """A softness mask, and no other, has a temperature for each ratio, and 1 where it is 0."""
+    at, found = ("temperatures",), mask.temperatures
+    if mask.kind != "softness":
+        if found is not None:
+            raise _wrong(
+                at, f"is set, but kind is {mask.kind!r}; expected kind: softness beside it"
+            )
+        return
+    ratios = ", ".join(ratio_text(ratio) for ratio in mask.ratios)
+    if found is None or len(found) != len(mask.ratios):
+        got = "is missing" if found is None else f"has {len(found)} numbers"
+        raise _wrong(at, f"{got}; expected one for each of the ratios {ratios}")
+    if mask.temperature(0) != 1:
+        raise _wrong(
+            at, f"is {mask.temperature(0):g} at ratio 0; expected 1 there (the ratios are {ratios})"
+        )
+    for key in ("parts", "include", "exclude"):
+        if (
+            key in mask.model_fields_set
+            and getattr(mask, key) != type(mask).model_fields[key].default
+        ):
+            raise _wrong((key,), "is set, but kind is 'softness', which masks no layer")
+
+
+def _softness(recipe: Recipe, index: int, mask: Mask) -> None:
+    """What a mask that touches no weight but the head's cannot be combined with."""
+    method, evaluation = recipe.method, recipe.evaluation
+    at = ("method", "phases", index, "mask", "kind")
+    if method.signal == "hidden":
+        raise _wrong(
+            at,
+            "is 'softness', and method.signal 'hidden' stores one output head for all ratios; "
+            "expected signal: live or topk",
+        )
+    if method.responses.engine != "transformers":
+        raise _wrong(
+            at,
+            f"is 'softness', which {method.responses.engine} has no checkpoint of; expected "
+            "method.responses.engine: transformers",
+        )
+    curve = evaluation.masking_ratios if evaluation.masking_curve else None
+    for place, ratio in enumerate(curve or ()):
+        if ratio_parts(ratio) not in (0, *mask.ratios):
+            raise _wrong(
+                ("evaluation", "masking_ratios", place),
+                f"is {ratio}, for which the softness mask of method.phases[{index}] has no "
+                "temperature; expected ratios of its schedule, or null",
+            )
 
 
 def consistent(recipe: Recipe) -> None:
@@ -182,8 +247,7 @@ def _judges(recipe: Recipe) -> None:
                 "runtime.server.url=http://localhost:8000/v1",
             )
     judge = None if rewarded is None else rewarded.judge
-    rewards_count = any(term.kind == "grpo" for term in recipe.method.objective)
-    if judge is None or judge.model != "teacher" or not rewards_count:
+    if judge is None or judge.model != "teacher" or not judges(recipe.method):
         return
     for index, phase in enumerate(recipe.method.phases):
         if phase.teacher is None:
@@ -268,11 +332,20 @@ def _masked(model: str, ratio: int) -> str:
 
 
 def _terms_fed(method: Method) -> None:
-    divergences = {(t.beta, t.temperature) for t in method.objective if t.kind == "jsd"}
-    if len(divergences) > 1:
+    divergences = {_divergence(t) for t in method.objective if t.kind in DIVERGENCES}
+    if len({kind for kind, *_ in divergences}) > 1:
         raise _wrong(
             ("method", "objective"),
-            "has jsd terms of different beta or temperature; expected the same for all",
+            "has both jsd and skew_kl, and a token has one divergence; expected one of the kinds",
+        )
+    if len(divergences) > 1:
+        jsd = any(term.kind == "jsd" for term in method.objective)
+        keys = (
+            "jsd terms of different beta" if jsd else "skew_kl terms of different direction, alpha"
+        )
+        raise _wrong(
+            ("method", "objective"),
+            f"has {keys} or temperature; expected the same for all",
         )
     group = method.responses.teacher + method.responses.student
     kinds = [(term.kind, term.on) for term in method.objective]
@@ -298,6 +371,23 @@ def _terms_fed(method: Method) -> None:
                 "is grpo without a reward; expected method.rewards.accuracy or "
                 "method.rewards.distillation",
             )
+        if term.kind == "grpo" and term.students_only and term.teacher_weight not in (0, 1):
+            raise _wrong(
+                (*at, "teacher_weight"),
+                f"is {term.teacher_weight:g} with students_only, which means 0; expected one of "
+                "the two",
+            )
+        if term.kind == "nll" and term.keep == "correct" and term.on == "labels":
+            raise _wrong(
+                (*at, "keep"),
+                "is 'correct' on labels, which are all taken for right; expected on: responses, or "
+                "keep: all",
+            )
+        if term.kind == "nll" and term.keep == "correct" and method.rewards.accuracy is None:
+            raise _wrong(
+                (*at, "keep"),
+                "is 'correct', but nothing says what is right; expected method.rewards.accuracy",
+            )
     if all(term.weight == 0 for term in method.objective):
         raise _wrong(("method", "objective"), "has only weights of 0; expected one above 0")
 
@@ -313,18 +403,43 @@ def _storable(method: Method) -> None:
                 f"is {method.signal!r}, which is stored for responses only, but {term.kind} is on "
                 "labels; expected 'live', or every term on responses",
             )
+    if method.signal == "topk" and any(t.kind == "skew_kl" for t in method.objective):
+        raise _wrong(
+            ("method", "signal"),
+            "is 'topk', which bounds what a jsd lacks and no skew_kl; expected 'hidden' or 'live'",
+        )
     if not compares(method):
         raise _wrong(
             ("method", "signal"),
-            f"is {method.signal!r}, but no jsd term and no distillation reward reads it; expected "
-            "'live'",
+            f"is {method.signal!r}, but no divergence and no distillation reward reads it; "
+            "expected 'live'",
         )
+
+
+def compared_by(objective: Sequence[Term]) -> Jsd | SkewKl | None:
+    """The divergence of teacher and student; None without one (a reward then takes the default)."""
+    return next((t for t in objective if t.kind == "jsd" or t.kind == "skew_kl"), None)
+
+
+def _divergence(term: Any) -> tuple[object, ...]:
+    """All that says which divergence a term means."""
+    keys = {"kind", "beta", "direction", "alpha", "temperature"}
+    return tuple(term.model_dump(include=keys).values())
+
+
+def judges(method: Method) -> bool:
+    """Whether training reads accuracy rewards: to reward with them, or to keep what is right."""
+    policy = any(term.kind == "grpo" for term in method.objective)
+    picks = any(term.kind == "nll" and term.keep == "correct" for term in method.objective)
+    return (policy or picks) and method.rewards.accuracy is not None
 
 
 def compares(method: Method) -> bool:
     """Whether training compares the student with its teacher, token by token."""
     kinds = {term.kind for term in method.objective}
-    return "jsd" in kinds or ("grpo" in kinds and method.rewards.distillation is not None)
+    return bool(kinds & DIVERGENCES) or (
+        "grpo" in kinds and method.rewards.distillation is not None
+    )
 
 
 def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
@@ -338,6 +453,8 @@ def _phase(recipe: Recipe, index: int, phase: Phase) -> None:
         )
     if phase.teacher is not None:
         _teacher(recipe.method, index, phase.teacher, names)
+    if phase.mask is not None and phase.mask.kind == "softness":
+        _softness(recipe, index, phase.mask)
     need = teacher_needed_by(recipe.method)
     if phase.teacher is None and need is not None:
         raise _wrong(at, f"has no teacher, but {need} needs one; expected teacher: <name>")
@@ -379,7 +496,7 @@ def _has_use(method: Method, index: int) -> None:
     phases = method.phases
     phase, teacher = phases[index], lineage.teacher(phases, index)
     masked = phase.mask is not None and phase.mask.max_ratio > 0
-    only_compared = all(term.kind == "jsd" for term in method.objective)
+    only_compared = all(term.kind in DIVERGENCES for term in method.objective)
     if teacher == lineage.learner(phases, index) and only_compared and not masked:
         raise _wrong(
             ("method", "phases", index, "teacher"),
@@ -402,7 +519,7 @@ def teacher_needed_by(method: Method) -> str | None:
     """The first thing in the method that asks a teacher, or None."""
     for index, term in enumerate(method.objective):
         where = f"method.objective[{index}] ({term.kind})"
-        if term.kind == "jsd":
+        if term.kind in DIVERGENCES:
             return where
         if term.kind == "grpo" and method.rewards.distillation is not None:
             return f"the distillation reward of {where}"

@@ -67,7 +67,7 @@ class Schedule(Spec):
     Args:
         key: what the shuffle is drawn for, besides seed and epoch: the phase's index.
         epochs: a decimal as text.
-        ratios: falling, per 10,000, the last one 0.
+        ratios: per 10,000, in the order of the mask stages: falling to 0, or rising from it.
         iterations: optimiser steps; None: floor(epochs x questions / questions_per_step).
         smoke: fewer iterations than mask stages are fine: some ratios are skipped.
     """
@@ -123,7 +123,12 @@ class TrainSpec(Spec):
 
 
 class MaskSpec(Spec):
-    """Thresholds of every masked layer of ``teacher`` at every one of ``ratios``. Role: teacher."""
+    """Thresholds of every masked layer of ``teacher`` at every one of ``ratios``. Role: teacher.
+
+    Args:
+        masking: None: by magnitude. Not ``kind``, which says what stage it is.
+        temperatures: of a softness mask, one for each ratio.
+    """
 
     kind: Literal["mask"] = "mask"
     teacher: ModelRef
@@ -131,6 +136,8 @@ class MaskSpec(Spec):
     parts: tuple[Part, ...] = PARTS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    masking: Literal["random", "softness"] | None = None
+    temperatures: tuple[float, ...] | None = None
 
 
 class ServedRatio(Spec):

@@ -30,6 +30,7 @@ from masters.errors import NonFiniteLossError, StageError
 from masters.models.shards import own_rows
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.measuring import measure_thresholds
+from masters.teachers.thresholds import Kind, Thresholds
 from masters.training.engine import Engine, Single
 from masters.training.fsdp import Fsdp2
 from masters.training.group_forward import group_inputs
@@ -327,12 +328,17 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-def masked(rank: int, folder: Path) -> dict[str, Any]:
+def thresholds_of(folder: Path, kind: Kind) -> Thresholds:
+    temperatures = (2.0, 1.5) if kind == "softness" else None
+    ratios = (5000, 2000) if kind == "softness" else RATIOS
+    return measure_thresholds(folder, ratios, kind=kind, temperatures=temperatures)
+
+
+def masked(rank: int, asked: tuple[Path, Kind]) -> dict[str, Any]:
     """Masks up and down on this rank's rows; the most that any operation held meanwhile."""
+    folder = asked[0]
     engine, tiny = Fsdp2(torch.device("cpu")), load_tiny(folder)
-    teacher = MaskedTeacher(
-        engine.prepare_teacher(tiny.model), folder, measure_thresholds(folder, RATIOS)
-    )
+    teacher = MaskedTeacher(engine.prepare_teacher(tiny.model), folder, thresholds_of(*asked))
     largest = max(p.nbytes for p in tiny.model.parameters())
 
     def gathers(*_: Any, **__: Any) -> Any:
@@ -350,11 +356,12 @@ def masked(rank: int, folder: Path) -> dict[str, Any]:
     return found | {"most": watch.most, "read": teacher.bytes_read}
 
 
-def test_masks_are_set_on_shards(folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["magnitude", "random", "softness"])
+def test_masks_are_set_on_shards(folders: tuple[Path, Path], tmp_path: Path, kind: Kind) -> None:
     """Each rank's rows are those of a mask in one process, and no rank saw another's."""
-    found = on_two_ranks(masked, tmp_path, folders[1])
+    found = on_two_ranks(masked, tmp_path, (folders[1], kind))
     tiny = load_tiny(folders[1])
-    teacher = MaskedTeacher(tiny.model, folders[1], measure_thresholds(folders[1], RATIOS))
+    teacher = MaskedTeacher(tiny.model, folders[1], thresholds_of(folders[1], kind))
     for ratio in (2000, 5000, 2000, 0):
         teacher.set_ratio(ratio)
         for rank, (name, weight) in itertools.product(found, tiny.model.named_parameters()):

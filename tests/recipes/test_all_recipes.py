@@ -20,6 +20,7 @@ from masters.specs import TrainSpec
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDERS = ("masters_ladder", "masters_ladder_no_mask")
 RECIPES = ("sft", "distill", "distill_responses", "mask_progressive", "masters_no_mask", "masters")
+OTHERS = ("rejection_sampling", "kd", "distillm", "distillm_masters")
 REAL_PROFILES = ("one_gpu", "one_gpu_24gb", "one_gpu_80gb", "node", "cluster")
 REAL = """
 models: {student: {path: org/student}, teachers: [{name: teacher, path: org/teacher}]}
@@ -39,11 +40,11 @@ def final(plan: Plan) -> TrainSpec:
 
 
 def test_what_is_shipped() -> None:
-    assert shipped() == sorted((*RECIPES, *LADDERS))
+    assert shipped() == sorted((*RECIPES, *LADDERS, *OTHERS))
     assert shipped("recipes/profiles") == sorted((*REAL_PROFILES, "tiny"))
 
 
-@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS, *OTHERS))
 def test_tiny(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, "tiny")
     assert recipe_from_yaml(resolved_yaml(recipe), name) == recipe
@@ -53,7 +54,7 @@ def test_tiny(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", REAL_PROFILES)
-@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS, *OTHERS))
 def test_every_profile_with_real_models(name: str, profile: str, tmp_path: Path) -> None:
     path = tmp_path / f"my_{name}.yaml"
     path.write_text(f"extends: {name}\n{MID if name in LADDERS else REAL}")
@@ -75,7 +76,7 @@ def test_every_profile_with_real_models(name: str, profile: str, tmp_path: Path)
         ("cluster", "h100", 64, "8B", "32B"),
     ],
 )
-@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS, *OTHERS))
 def test_a_profile_fits_what_it_says_it_fits(
     name: str, profile: str, cluster: str, gpus: int, student: str, teacher: str, tmp_path: Path
 ) -> None:

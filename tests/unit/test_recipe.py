@@ -330,7 +330,7 @@ def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
                 "method.signal=topk", "method.objective=[{kind: grpo}]",
                 "method.rewards.distillation=null",
             ],
-            "method.signal is 'topk', but no jsd term and no distillation reward reads it",
+            "method.signal is 'topk', but no divergence and no distillation reward reads it",
         ),
     ],
 )  # fmt: skip

@@ -128,6 +128,8 @@ class _Work:
         self.indices = tuple(sorted(drawn))
         recipe = subject.recipe
         scope = {} if subject.mask is None else subject.mask.model_dump(include=_SCOPE, mode="json")
+        if subject.mask is not None and subject.mask.kind == "random":
+            scope["kind"] = "random"
         self.scope: dict[str, Any] = scope
         limit = recipe.evaluation.max_new_tokens or recipe.method.responses.max_new_tokens
         self.settings: dict[str, Any] = {

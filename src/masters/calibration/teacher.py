@@ -77,6 +77,11 @@ def find_subject(
         source = recipe.models.teachers[0]
         given = _questions(_BARE, profile, [*sets, *asked], default=False)
     masks = [p.mask for p in recipe.method.phases if p.teacher == source.name and p.mask]
+    if masks and masks[0].kind == "softness":
+        raise RecipeError(
+            f"{recipe.name} masks no weight of {source.name} (mask kind 'softness'), so there is "
+            "no ratio to find; expected kind: magnitude or random"
+        )
     return Subject(
         recipe=recipe,
         source=source,

@@ -140,8 +140,7 @@ def _inspected(model: Any) -> Family:
     towers = [
         name
         for name, module in model.named_modules()
-        if getattr(module, "config", None) is getattr(model.config, "vision_config", None)
-        and name
+        if getattr(module, "config", None) is getattr(model.config, "vision_config", None) and name
     ]
     vision = min(towers, key=len, default=None)
     if head is None or language is None or vision is None:

@@ -21,8 +21,8 @@ _HEADS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 def whole_head(model: Any, home: torch.device) -> torch.Tensor:
     """The weight [V, D] of a model's output head, whole and on this device, to be read only.
 
-    A frozen one is brought there once: no mask touches a head. Where it is sharded, all ranks ask
-    at the same time.
+    A frozen one is brought there once: masks touch no head, or say so (`forget_head`). Where it is
+    sharded, all ranks ask at the same time.
     """
     head: Any = model.get_output_embeddings()
     sharded = isinstance(head.weight, DTensor)
@@ -35,6 +35,11 @@ def whole_head(model: Any, home: torch.device) -> torch.Tensor:
     if not head.weight.requires_grad:
         _HEADS[head] = weight
     return weight
+
+
+def forget_head(model: Any) -> None:
+    """The head's weights were changed: what was brought elsewhere of them is brought anew."""
+    _HEADS.pop(model.get_output_embeddings(), None)
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ def run(spec: MaskSpec, context: StageContext) -> dict[str, Any]:
         parts=spec.parts,
         include=spec.include,
         exclude=spec.exclude,
+        kind=spec.masking or "magnitude",
+        temperatures=spec.temperatures,
         progress=context.progress,
     )
     save_thresholds(thresholds, context.folder / "thresholds.json")

@@ -88,10 +88,7 @@ def _make(
             check_stored(context.inputs[f"responses.{side}"], opened, student, both.common)
     teacher = open_teacher(opened, context)
     wanted = (
-        index
-        for part in todo.values()
-        for _, same in curriculum.by_ratio(part)
-        for index in same
+        index for part in todo.values() for _, same in curriculum.by_ratio(part) for index in same
     )
     total, done = sum(map(len, todo.values())), 0
     begin = time.perf_counter()

@@ -19,7 +19,8 @@ from masters.evaluation.statistics import mean_score
 from masters.generation.engine import TransformersEngine
 from masters.models.feature_cache import FeatureCache
 from masters.models.load import DTYPES
-from masters.recipe import Grpo, Jsd, Nll
+from masters.recipe import Grpo, Jsd, Nll, SkewKl
+from masters.recipe_checks import compared_by
 from masters.rewards.verifiers import verify
 from masters.specs import TrainSpec, ValidationSpec
 from masters.stages.engines import open_engine
@@ -42,6 +43,7 @@ from masters.stages.trained_student import open_student
 from masters.training.engine import Engine, Single
 from masters.training.groups import LABEL, Group, Response
 from masters.training.loop import LoopSettings, Trainer
+from masters.training.losses import skew_divergence
 from masters.training.objective import (
     GrpoTerm,
     JsdTerm,
@@ -70,7 +72,7 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
     both = pair_of_signal(opened, stored.manifest) if stored else pair(opened, teacher_model)
     groups = PlannedGroups(spec, context, questions, opened, teacher_model, both)
     terms = tuple(_term(term) for term in spec.objective)
-    jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
+    compared = compared_by(spec.objective) or Jsd()
     teacher = None if teacher_model is None else open_teacher(teacher_model, context)
     features: dict[str, FeatureCache] = {}
     if isinstance(engine, Single):  # a tower that is spread must run as often on every rank
@@ -85,8 +87,11 @@ def run(spec: TrainSpec, context: StageContext) -> dict[str, Any]:
         step=StepSettings(
             terms=terms,
             rewards=_rewards(spec),
-            beta=jsd.beta,
-            temperature=jsd.temperature,
+            beta=compared.beta if isinstance(compared, Jsd) else Jsd().beta,
+            temperature=compared.temperature,
+            divergence=None
+            if isinstance(compared, Jsd)
+            else skew_divergence(compared.direction, compared.alpha),
             clip_norm=spec.optimiser.clip_norm,
             micro_batch=context.runtime.micro_batch_questions,
             micro_batch_responses=context.runtime.micro_batch_responses,
@@ -161,21 +166,27 @@ def _open_signal(spec: TrainSpec, context: StageContext) -> StoredSignal | None:
         ratios=ratios,
     )
     if spec.signal == "topk":
-        jsd = next((term for term in spec.objective if isinstance(term, Jsd)), Jsd())
-        check_manifest(folder, stored.manifest, temperature=jsd.temperature)
+        compared = compared_by(spec.objective) or Jsd()
+        check_manifest(folder, stored.manifest, temperature=compared.temperature)
     return stored
 
 
-def _term(term: Grpo | Jsd | Nll) -> Term:
+def _term(term: Grpo | Jsd | SkewKl | Nll) -> Term:
     match term:
         case Grpo():
             return GrpoTerm(
-                weight=term.weight, kl=term.kl, clip=term.clip, students_only=term.students_only
+                weight=term.weight,
+                kl=term.kl,
+                clip=term.clip,
+                teacher_weight=0.0 if term.students_only else term.teacher_weight,
+                min_std=term.min_std,
             )
         case Jsd():
             return JsdTerm(weight=term.weight, on=term.on)
+        case SkewKl():
+            return JsdTerm(weight=term.weight, on=term.on, name="skew_kl")
         case Nll():
-            return NllTerm(weight=term.weight, on=term.on)
+            return NllTerm(weight=term.weight, on=term.on, correct=term.keep == "correct")
         case _:
             assert_never(term)
 

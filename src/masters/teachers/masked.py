@@ -18,6 +18,8 @@ from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_byte
 from masters.models.families import family_of
 from masters.models.layers import maskable_layers
 from masters.models.shards import is_sharded, own_rows
+from masters.teachers.drawn import drawn_below
+from masters.teachers.softness import SoftHead
 from masters.teachers.thresholds import LayerThresholds, Thresholds
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -52,6 +54,8 @@ class MaskedTeacher:
         self._entries = checkpoint_tensors(folder) if thresholds is not None else {}
         layers = [] if thresholds is None else maskable_layers(model)
         self._layers = {layer.name: layer for layer in layers}
+        soft = thresholds is not None and thresholds.kind == "softness"
+        self._soft_head = SoftHead(self.model) if soft else None
         self.masks_pictures = False
         if thresholds is not None:
             family = family_of(model)
@@ -108,6 +112,8 @@ class MaskedTeacher:
         begin = time.perf_counter()
         column = None if ratio == 0 else thresholds.ratios.index(ratio)
         before = None if self.ratio == 0 else thresholds.ratios.index(self.ratio)
+        if self._soft_head is not None:
+            self._soft_head.set(1.0 if column is None else thresholds.temperatures[column])
         counted: dict[str, int] = {}
         for name, layer in thresholds.layers.items():
             if _zeros(layer, before) == _zeros(layer, column):
@@ -115,10 +121,12 @@ class MaskedTeacher:
             (weight, rows), entry = self._weight(name), self._entries[layer.tensor]
             # lambda was measured in the stored dtype; one that holds every value of it will do.
             exact = torch.promote_types(weight.dtype, DTYPES[entry.dtype]) == weight.dtype
+            exact = exact or thresholds.kind == "random"
             if ratio < self.ratio or not exact:
                 counted[name] = self._reload(weight, rows, entry, layer, column)
             elif column is not None:
-                counted[name] = _zero_small(weight, layer, column)
+                stored = weight.mT if layer.transposed else weight
+                counted[name] = self._zero(stored, _first(weight, rows, layer), layer, column)
         if column is not None:
             self._check_zeros(counted, column)
         self.ratio = ratio
@@ -140,9 +148,25 @@ class MaskedTeacher:
         self.bytes_read += raw.nbytes
         stored = torch.from_numpy(raw).view(DTYPES[entry.dtype])
         original = stored.view(weight.mT.shape if layer.transposed else weight.shape)
-        zeros = 0 if column is None else _zero_small(original, layer, column)
+        first = _first(weight, rows, layer)
+        zeros = 0 if column is None else self._zero(original, first, layer, column)
         weight.copy_(original.mT if layer.transposed else original)
         return zeros
+
+    def _zero(self, stored: torch.Tensor, first: int, layer: LayerThresholds, column: int) -> int:
+        """Eq. 2 in place; returns how many weights are zeroed.
+
+        Args:
+            stored: weights as they lie in the checkpoint, from the ``first`` one of the matrix on.
+        """
+        assert self._thresholds is not None
+        if self._thresholds.kind == "random":
+            below = drawn_below(layer, column, first, first + stored.numel())
+            small = torch.from_numpy(below).view(stored.shape).to(stored.device)
+        else:
+            small = stored.abs() < layer.values[column]
+        stored.masked_fill_(small, 0)
+        return int(small.sum())
 
     def _check_zeros(self, counted: dict[str, int], column: int) -> None:
         """The count of zeros proves that these are the weights that were measured."""
@@ -168,8 +192,8 @@ def _shape(entry: TensorEntry, layer: LayerThresholds) -> tuple[int, ...]:
     return entry.shape if layer.matrix is None else entry.shape[1:]
 
 
-def _zero_small(weight: torch.Tensor, layer: LayerThresholds, column: int) -> int:
-    """Eq. 2 in place; returns how many weights are zeroed."""
-    small = weight.abs() < layer.values[column]
-    weight.masked_fill_(small, 0)
-    return int(small.sum())
+def _first(weight: torch.Tensor, rows: range, layer: LayerThresholds) -> int:
+    """Which weight of the stored matrix is the first one here."""
+    if layer.transposed or not len(rows):
+        return 0  # a transposed matrix lies on one rank, whole
+    return rows.start * (weight.numel() // len(rows))

@@ -14,6 +14,7 @@ import numpy as np
 from masters.errors import ModelError
 from masters.models.checkpoint import TensorEntry, checkpoint_tensors, read_chunks
 from masters.models.load import WEIGHT_SUFFIXES
+from masters.teachers.drawn import drawn_below
 from masters.teachers.thresholds import SCALE, VIEWS, LayerThresholds, Thresholds, bit_pattern
 
 NOTE = "masters_mask.json"
@@ -44,6 +45,8 @@ def write_masked(
         raise ModelError(
             f"no thresholds for masking ratio {ratio}/{SCALE}; there are {thresholds.ratios}"
         )
+    if thresholds.kind == "softness":
+        raise ModelError("a softness mask zeroes no weight; expected kind: magnitude or random")
     if target.exists():
         raise ModelError(f"{target} exists; move it away or choose another folder")
     column = thresholds.ratios.index(ratio)
@@ -66,7 +69,8 @@ def write_masked(
         with file.open("rb") as source, (partial / file.name).open("wb") as sink:
             sink.write(source.read(min((entry.start for entry in own), default=0)))
             for entry in own:
-                _write(entry, by_tensor.get(entry.name, ()), column, sink)
+                own_layers = by_tensor.get(entry.name, ())
+                _write(entry, own_layers, column, sink, drawn=thresholds.kind == "random")
                 done += entry.stop - entry.start
                 progress(done, total, f"{done / 1e9:.1f} GB")
     note = {"ratio": ratio, "share_of_zeros": thresholds.share_of_zeros(ratio)}
@@ -75,7 +79,12 @@ def write_masked(
 
 
 def _write(
-    entry: TensorEntry, layers: list[LayerThresholds] | tuple[()], column: int, sink: BinaryIO
+    entry: TensorEntry,
+    layers: list[LayerThresholds] | tuple[()],
+    column: int,
+    sink: BinaryIO,
+    *,
+    drawn: bool,
 ) -> None:
     """One tensor, its matrices masked; those of a stack that have no thresholds are copied."""
     sink.seek(entry.start)
@@ -86,9 +95,14 @@ def _write(
     by_matrix = {layer.matrix: layer for layer in layers}
     for matrix in (None,) if None in by_matrix else range(entry.shape[0]):
         layer = by_matrix.get(matrix)
-        zeros = 0
+        zeros = at = 0
         for raw in read_chunks(entry, matrix=matrix):
-            if layer is not None:
+            if layer is not None and drawn:
+                weights = raw.view(VIEWS[entry.dtype][0])
+                below = drawn_below(layer, column, at, at + len(weights))
+                weights[below] = 0
+                zeros, at = zeros + int(np.count_nonzero(below)), at + len(weights)
+            elif layer is not None:
                 zeros += _zero_small(raw, entry.dtype, layer.values[column])
             sink.write(raw.data)
         if layer is not None and zeros != layer.zeros[column]:

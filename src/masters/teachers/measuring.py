@@ -12,7 +12,8 @@ from masters.models.layers import maskable_layers, meta_model
 from masters.models.load import load_config
 from masters.models.tensor_names import stored_layers
 from masters.parts import PARTS, Part
-from masters.teachers.thresholds import Thresholds, tensor_thresholds
+from masters.teachers.drawn import drawn_thresholds
+from masters.teachers.thresholds import Kind, Thresholds, tensor_thresholds
 
 
 def measure_thresholds(
@@ -22,6 +23,8 @@ def measure_thresholds(
     parts: Sequence[Part] = PARTS,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kind: Kind = "magnitude",
+    temperatures: Sequence[float] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Thresholds:
     """The thresholds of the checkpoint in ``folder``; no tensor is ever in memory as a whole.
@@ -30,21 +33,35 @@ def measure_thresholds(
         folder: a transformers folder with safetensors, in as many files as it likes.
         ratios: per 10,000, each above 0.
         parts, include, exclude: see `maskable_layers`; an empty ``include`` takes every layer.
+        kind: of the mask; a random one is drawn (see `drawn`), a softness one has no layers.
+        temperatures: of a softness mask, one for each ratio.
         progress: done, total, note.
 
     Raises:
         ModelError: a layer cannot be masked; names it and says why.
     """
+    entries = checkpoint_tensors(folder)
+    if kind == "softness":
+        assert temperatures is not None
+        soft = dict(sorted(zip(ratios, temperatures, strict=True)))
+        return Thresholds(
+            ratios=tuple(soft),
+            layers={},
+            parameters=sum(entry.size for entry in entries.values()),
+            weights=_digest(entries.values()),
+            kind=kind,
+            temperatures=tuple(soft.values()),
+        )
     model = meta_model(load_config(str(folder)))
     layers = maskable_layers(model, parts=parts, include=include or ("*",), exclude=exclude)
-    entries = checkpoint_tensors(folder)
     stored = stored_layers(model, entries, layers)
     ratios = tuple(sorted(ratios))
     found = {}
     done, total = 0, sum(layer.size for layer in layers)
     for layer in layers:
         place = stored[layer.parameter]
-        measured = tensor_thresholds(place.entry, ratios, matrix=layer.matrix)
+        of = tensor_thresholds if kind == "magnitude" else drawn_thresholds
+        measured = of(place.entry, ratios, matrix=layer.matrix)
         found[layer.name] = replace(measured, transposed=place.transposed)
         done += layer.size
         progress(done, total, f"{len(found)} of {len(layers)} layers")
@@ -53,6 +70,7 @@ def measure_thresholds(
         layers=found,
         parameters=sum(entry.size for entry in entries.values()),
         weights=_digest(entries.values()),
+        kind=kind,
     )
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from masters.models.checkpoint import TensorEntry, read_chunks
 
 SCALE = 10_000
 FORMAT = 2
+Kind = Literal["magnitude", "random", "softness"]
 #: Stored dtype -> (unsigned view, bits of magnitude, dtype the threshold is read back as).
 VIEWS = {"F32": (np.uint32, 31), "BF16": (np.uint16, 15), "F16": (np.uint16, 15)}
 
@@ -30,7 +32,8 @@ class LayerThresholds:
     Args:
         tensor: the checkpoint's name of the weight.
         size: number of weights n.
-        values: lambda for each ratio, exactly representable in the stored dtype.
+        values: lambda for each ratio, exactly representable in the stored dtype; of a random mask,
+            on the scores drawn for the weights in place of their magnitudes.
         zeros: weights below it (zeros the mask leaves), for each ratio.
         matrix: which one of the tensor's stack of matrices (experts); None: all of it.
         transposed: the model holds the matrix the other way round.
@@ -53,13 +56,18 @@ class Thresholds:
         layers: by the name of `models.layers.Layer`.
         parameters: all parameters of the model, masked or not (N of Eq. 1).
         weights: fingerprint of the checkpoint's tensor names, dtypes and shapes. That the values
-            are those measured is proved by the zeros counted when a mask is applied.
+            are those measured is proved by the zeros counted when a mask is applied (a random one
+            depends on none of them).
+        kind: how weights are chosen; softness chooses none and divides the output head.
+        temperatures: by which it does, for each ratio; empty for the other kinds.
     """
 
     ratios: tuple[int, ...]
     layers: Mapping[str, LayerThresholds]
     parameters: int
     weights: str
+    kind: Kind = "magnitude"
+    temperatures: tuple[float, ...] = ()
 
     def share_of_zeros(self, ratio: int) -> float:
         """Share of all the model's parameters that the mask zeroes at this ratio; 0 at ratio 0."""
@@ -95,18 +103,21 @@ def tensor_thresholds(
 
     16-bit weights are read once, 32-bit ones twice; memory does not depend on the tensor's size.
     """
+    check_stored_dtype(entry)
+    values, zeros = _thresholds(
+        lambda: read_chunks(entry, matrix=matrix), entry.dtype, ratios, entry.name
+    )
+    size = entry.size if matrix is None else entry.size // entry.shape[0]
+    return LayerThresholds(tensor=entry.name, size=size, values=values, zeros=zeros, matrix=matrix)
+
+
+def check_stored_dtype(entry: TensorEntry) -> None:
+    """Raises ModelError unless the tensor is stored as floats that can be masked."""
     if entry.dtype not in VIEWS:
         raise ModelError(
             f"{entry.file}: {entry.name} is stored as {entry.dtype}; expected F32, F16 or BF16. "
             "Quantised weights have no magnitudes of their own: mask the unquantised checkpoint"
         )
-    values, zeros = _thresholds(
-        lambda: read_chunks(entry, matrix=matrix), entry.dtype, ratios, entry.name
-    )
-    size = entry.size if matrix is None else entry.size // entry.shape[0]
-    return LayerThresholds(
-        tensor=entry.name, size=size, values=values, zeros=zeros, matrix=matrix
-    )
 
 
 def _thresholds(
@@ -176,6 +187,8 @@ def save_thresholds(thresholds: Thresholds, file: Path) -> str:
             "share_of_zeros": shares,
             "parameters": thresholds.parameters,
             "weights": thresholds.weights,
+            "kind": thresholds.kind,
+            "temperatures": thresholds.temperatures,
             "layers": layers,
         },
         indent=1,
@@ -206,6 +219,8 @@ def load_thresholds(file: Path) -> Thresholds:
             layers=layers,
             parameters=data["parameters"],
             weights=data["weights"],
+            kind=data.get("kind", "magnitude"),  # files from before there were others
+            temperatures=tuple(data.get("temperatures", ())),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

@@ -25,28 +25,42 @@ On = Literal["labels", "responses"]
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoTerm:
-    """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference."""
+    """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference.
+
+    ``teacher_weight`` multiplies the advantages of the teacher's responses; ``min_std``: see
+    `group_advantages`.
+    """
 
     weight: float = 1.0
     kl: float = 0.1
     clip: float = 0.2
-    students_only: bool = False
+    teacher_weight: float = 1.0
+    min_std: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsdTerm:
-    """D of Eq. 4 (labels) or Eq. 5 (responses)."""
+    """D of Eq. 4 (labels) or Eq. 5 (responses): the divergence of the step's settings.
+
+    ``name`` is what the log calls it.
+    """
 
     weight: float = 1.0
     on: On = "responses"
+    name: Literal["jsd", "skew_kl"] = "jsd"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NllTerm:
-    """- log pi of the tokens: supervised fine-tuning."""
+    """- log pi of the tokens: supervised fine-tuning.
+
+    With ``correct`` of the responses whose accuracy reward is 1 alone (rejection sampling): G_q
+    counts those, and Q the questions without any too.
+    """
 
     weight: float = 1.0
     on: On = "labels"
+    correct: bool = False
 
 
 Term = GrpoTerm | JsdTerm | NllTerm
@@ -122,11 +136,15 @@ def token_weights(questions: int, responses: int, tokens: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Expanded:
-    """Response tokens with duplicates counted: index into N, weight, advantage, reference."""
+    """Response tokens with duplicates counted: index into N, weight, advantage, reference.
+
+    ``right_weight_M`` is the weight where G_q counts right responses alone; 0 for the others.
+    """
 
     index_M: torch.Tensor
     from_teacher_M: torch.Tensor
     weight_M: torch.Tensor
+    right_weight_M: torch.Tensor
     advantage_M: torch.Tensor
     reference_M: torch.Tensor | None
 
@@ -158,13 +176,17 @@ def micro_batch_loss(
     """
     sums.groups += len(rows.groups)
     sums.tokens += sum(len(r.token_ids) for g in rows.groups for r in g.responses)
-    grpo = any(isinstance(term, GrpoTerm) for term in terms)
+    grpo = next((term for term in terms if isinstance(term, GrpoTerm)), None)
     parts = {}
     if needs(terms, "labels"):
         parts["labels"] = _expand(rows, None, questions, labels=True)
     if needs(terms, "responses"):
-        advantages = _advantages(rows, jsd_N.detach(), rewards, sums) if grpo else None
+        advantages = None
+        if grpo is not None:
+            advantages = _advantages(rows, jsd_N.detach(), rewards, grpo.min_std, sums)
         parts["responses"] = _expand(rows, advantages, questions, labels=False)
+    if grpo is None and any(isinstance(term, NllTerm) and term.correct for term in terms):
+        _log_verdicts(rows, sums)
     total = jsd_N.new_zeros(())
     slopes: dict[str, torch.Tensor] = {}
     for term in terms:
@@ -187,16 +209,18 @@ def _term_loss(
     match term:
         case JsdTerm():
             part = parts[term.on]
-            return "jsd", (part.weight_M * jsd_N[part.index_M]).sum(), jsd_N
+            return term.name, (part.weight_M * jsd_N[part.index_M]).sum(), jsd_N
         case NllTerm():
             part = parts[term.on]
-            return "nll", -(part.weight_M * logp_N[part.index_M]).sum(), logp_N
+            weight_M = part.right_weight_M if term.correct else part.weight_M
+            return "nll", -(weight_M * logp_N[part.index_M]).sum(), logp_N
         case GrpoTerm():
             part = parts["responses"]
             logp_M = logp_N[part.index_M]
             advantage_M = part.advantage_M
-            if term.students_only:
-                advantage_M = advantage_M.masked_fill(part.from_teacher_M, 0.0)
+            if term.teacher_weight != 1:
+                weaker_M = advantage_M * term.teacher_weight
+                advantage_M = torch.where(part.from_teacher_M, weaker_M, advantage_M)
             policy = policy_term(logp_M, advantage_M, clip=term.clip)
             gain = (part.weight_M * policy).sum()
             kl = logp_N.new_zeros(())
@@ -220,16 +244,20 @@ def _expand(
 ) -> Expanded:
     index: list[torch.Tensor] = []
     weight: list[float] = []
+    right_weight: list[float] = []
     advantage: list[float] = []
     teachers: list[bool] = []
     counts: list[int] = []
     reference: list[float] | None = []
     for g, group in enumerate(rows.groups):
         chosen = [j for j, r in enumerate(group.responses) if (r.source == LABEL) == labels]
+        right = {j for j in chosen if group.responses[j].accuracy == 1.0}
         for k, j in enumerate(chosen):
             start, stop = rows.spans[rows.row_of[g][j]]
             index.append(torch.arange(start, stop))
             weight.append(token_weights(questions, len(chosen), stop - start))
+            kept = token_weights(questions, len(right), stop - start) if j in right else 0.0
+            right_weight.append(kept)
             advantage.append(0.0 if advantages is None else advantages[g][k].item())
             teachers.append(group.responses[j].source == TEACHER)
             counts.append(stop - start)
@@ -245,13 +273,14 @@ def _expand(
         index_M=torch.cat(index).to(device),
         from_teacher_M=spread(teachers),
         weight_M=spread(weight),
+        right_weight_M=spread(right_weight),
         advantage_M=spread(advantage),
         reference_M=None if reference is None else torch.tensor(reference, device=device),
     )
 
 
 def _advantages(
-    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, sums: StepSums
+    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, min_std: float, sums: StepSums
 ) -> list[torch.Tensor]:
     """Advantages [G] of each group from its rewards, in the order of its responses."""
     divergence_U = [jsd_N[start:stop].double().mean() for start, stop in rows.spans]
@@ -270,10 +299,19 @@ def _advantages(
             accuracy = [_verdict(group.responses[j]) for j in chosen]
             reward_G += torch.tensor(accuracy, dtype=torch.float64)
             _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
-        advantage_G = group_advantages(reward_G)
+        advantage_G = group_advantages(reward_G, min_std=min_std)
         sums.silent_groups += int(not advantage_G.any())
         advantages.append(advantage_G)
     return advantages
+
+
+def _log_verdicts(rows: Rows, sums: StepSums) -> None:
+    """Accuracy by source, and the groups in which nothing is right: they give no signal."""
+    for group in rows.groups:
+        chosen = [j for j, r in enumerate(group.responses) if r.source != LABEL]
+        accuracy = [_verdict(group.responses[j]) for j in chosen]
+        _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
+        sums.silent_groups += int(1.0 not in accuracy)
 
 
 def _verdict(response: Response) -> float:

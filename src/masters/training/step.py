@@ -17,6 +17,7 @@ from masters.teachers.masked import MaskedTeacher
 from masters.training.group_forward import Form, group_inputs
 from masters.training.groups import Group, Rows, make_rows, micro_batches
 from masters.training.lockstep import agreed_pieces, idle_rows
+from masters.training.losses import Divergence
 from masters.training.objective import RewardSettings, StepSums, Term, micro_batch_loss
 from masters.training.randomness import random_state, set_random_state
 from masters.training.student import Student
@@ -33,6 +34,7 @@ class StepSettings:
         terms: of the objective.
         rewards: which rewards make R.
         beta, temperature: of the JSD.
+        divergence: in place of the JSD; None: the JSD of ``beta``.
         clip_norm: global gradient norm bound; 0 leaves the gradient as it is.
         micro_batch: questions per forward.
         vocabulary: tokens of the student.
@@ -51,6 +53,7 @@ class StepSettings:
     vocabulary: int
     common: int | None = None
     micro_batch_responses: int | None = None
+    divergence: Divergence | None = None
     student_form: Form = "repeat"
     teacher_form: Form = "repeat"
 
@@ -213,6 +216,7 @@ class _Scorer:
         )  # fmt: skip
         score = ScoreSettings(
             beta=settings.beta,
+            divergence=settings.divergence,
             temperature=settings.temperature,
             vocabulary=settings.vocabulary,
             common=settings.common,
@@ -245,7 +249,7 @@ def _add_norms(sums: StepSums, slopes: dict[str, torch.Tensor], score: ScoreSett
     sums.add_entropies(student=score.entropy_N, teacher=score.teacher_entropy_N)
     sums.add_bounds(score.bound_N)
     for name, slope_N in slopes.items():
-        norm_N = score.jsd_norm_N if name == "jsd" else score.logp_norm_N
+        norm_N = score.jsd_norm_N if name in ("jsd", "skew_kl") else score.logp_norm_N
         assert norm_N is not None
         sums.squared_norm[name] += (slope_N * norm_N).square().sum().item()
 

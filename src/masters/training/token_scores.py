@@ -5,6 +5,7 @@ states, per-token numbers and one chunk's logits; backward begins with that chun
 chunk's logits once more, and writes over them the analytic gradients
 
     dJSD/dz = Q * (g - sum_v Q g),  g = (1 - b) log(Q / mix),  over the temperature
+    (other divergences: `losses.divergence_slope`)
     dlog q(y)/dz = onehot(y) - Q
 
 Between the products everything runs over blocks of a few tokens that fit a processor's cache: fresh
@@ -24,7 +25,13 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
-from masters.training.losses import entropy_from_log_probs, jsd_from_log_probs
+from masters.training.losses import (
+    Divergence,
+    divergence_from_log_probs,
+    divergence_slope,
+    entropy_from_log_probs,
+    jsd_divergence,
+)
 
 #: Bytes that a chunk's logits may take (CPU, accelerator), unless the shortest chunk takes more.
 CHUNK_BYTES = (3 << 24, 1 << 30)
@@ -42,6 +49,7 @@ class ScoreSettings:
 
     Args:
         beta: weight of the teacher in the JSD.
+        divergence: in place of the JSD; None: the JSD of ``beta``.
         temperature: of the JSD; log-probs and entropies are always at temperature 1.
         vocabulary: rows of the student's head that are real tokens (None: all of them).
         common: the first so many tokens are the teacher's too, and the JSD is over those (None: all
@@ -56,6 +64,7 @@ class ScoreSettings:
     """
 
     beta: float = 0.5
+    divergence: Divergence | None = None
     temperature: float = 1.0
     vocabulary: int | None = None
     common: int | None = None
@@ -67,6 +76,11 @@ class ScoreSettings:
     jsd_norm_N: torch.Tensor | None = field(default=None)
     logp_norm_N: torch.Tensor | None = field(default=None)
     bound_N: torch.Tensor | None = field(default=None)
+
+    @property
+    def compared(self) -> Divergence:
+        """The divergence that ``jsd_N`` is."""
+        return self.divergence or jsd_divergence(self.beta)
 
 
 def token_scores(
@@ -171,13 +185,14 @@ class _Logits:
 
     def divergence(
         self, z_S: torch.Tensor, z_T: torch.Tensor, log_q_BV: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(JSD, log(Q / mix), KL(Q || mix), log Q); ``log_q_BV`` is used where it is that."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(D, log(Q / mix), KL(Q || mix), log P, log Q); ``log_q_BV`` is used where it is that."""
         temperature = self.settings.temperature
         if log_q_BV is None or temperature != 1.0 or self.common != z_S.shape[1]:
             log_q_BV = log_probs(z_S[:, : self.common], temperature)
         log_p_BW = log_probs(z_T, temperature)
-        return *jsd_from_log_probs(log_p_BW, log_q_BV, self.settings.beta), log_q_BV
+        found = divergence_from_log_probs(log_p_BW, log_q_BV, self.settings.compared)
+        return *found, log_p_BW, log_q_BV
 
 
 def log_probs(z_BV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -261,9 +276,11 @@ def _logit_gradients(logits: _Logits, slope_C: dict[str, torch.Tensor]) -> dict[
             dlogp_BV = log_q_BV.exp().neg_()
             dlogp_BV.scatter_add_(1, y, torch.ones_like(dlogp_BV[:, :1]))
         if "jsd" in slope_C:
-            _, djsd_BW, kl_q_B, log_q_BW = logits.divergence(z_S, z_T, log_q_BV)
-            djsd_BW = djsd_BW.sub_(kl_q_B[:, None]).mul_(log_q_BW.exp())
-            djsd_BW *= (1 - settings.beta) / settings.temperature
+            found = logits.divergence(z_S, z_T, log_q_BV)
+            _, log_q_mix_BW, kl_q_B, log_p_BW, log_q_BW = found
+            djsd_BW = divergence_slope(
+                log_p_BW, log_q_BW, log_q_mix_BW, kl_q_B, settings.compared, settings.temperature
+            )
         if dlogp_BV is None:
             z_S[:, :common] = djsd_BW
         elif djsd_BW is not None and settings.norms:

@@ -98,6 +98,8 @@ def topk_scores(
         settings: see ScoreSettings.
     """
     settings = settings or ScoreSettings()
+    if settings.divergence is not None:
+        raise ValueError("stored top-k tokens bound a JSD, and no other divergence")
     if len(top.ids_NK) != len(hidden_S) or len(targets) != len(hidden_S):
         raise ValueError(
             f"{len(top.ids_NK)} teacher tokens and {len(targets)} targets for {len(hidden_S)} "
