@@ -14,7 +14,7 @@ from masters.ablation.running import run_past_failures
 from masters.ablation.suite import Suite, load_suite
 from masters.ablation.tuning import Tuning, tuning_of
 from masters.ablation.views import outcome_table, plan_table
-from masters.ablation.writing import write_results
+from masters.ablation.writing import check_place, write_results
 from masters.crew import started
 from masters.errors import Failure, MastersError, StageError
 from masters.plan import Plan
@@ -80,6 +80,8 @@ def ablate(
     if started()[1] > 1:
         raise MastersError("ablate is one process; expected it without torchrun. Use --jobs")
     asked = ask(path, out, selection)
+    folder = results or results_folder(path, asked.arms.out)
+    check_place(folder, asked.suite.name)
     failures: list[Failure] = []
     progress = Console(stderr=True)
     if asked.tuning is not None:
@@ -87,7 +89,6 @@ def ablate(
     plans = planned(asked)
     failures += run_past_failures(plans, jobs=jobs, dispatch=dispatch, console=progress)
     found = collect(asked.arms, asked.tuning, command_of(path))
-    folder = results or results_folder(path, asked.arms.out)
     written = write_results(folder, found)
     console.print(outcome_table(found))
     for place in written:
