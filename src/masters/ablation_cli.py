@@ -26,6 +26,12 @@ def ablate(
         typer.Option("--jobs", min=1, help="Stages at the same time, instead of the recipes'."),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what is to do; do nothing.")] = False,
+    pages: Annotated[
+        bool,
+        typer.Option(
+            "--pages", help="Run nothing: results as they lie there, claims as worded now."
+        ),
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="Run only these data sets now, parted by commas.")
     ] = None,
@@ -50,8 +56,13 @@ def ablate(
         arms=None if arms is None else _parted(arms),
         seeds=chosen,
     )
+    if pages and (plan or data or arms or seeds or jobs):
+        raise RecipeError("--pages runs nothing; expected at most --out and --results beside it")
     if plan:
         command.show_plan(suite, out=out, selection=selection, console=Console())
+        return
+    if pages:
+        command.rewrite_pages(suite, out=out, results=results, console=Console())
         return
     command.ablate(
         suite, out=out, results=results, jobs=jobs, selection=selection, console=Console()

@@ -16,7 +16,6 @@ import yaml
 from masters.errors import RecipeError
 from masters.recipe_errors import Location, dotted, nearest, short
 
-
 Part = tuple[str, Mapping[str, Any]]
 """What one source says, under the name that errors give it."""
 

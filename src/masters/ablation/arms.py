@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from masters.ablation.suite import Suite
 from masters.errors import RecipeError
+from masters.fingerprints import Contents
 from masters.plan import Plan, Stage, make_plan
 from masters.recipe import ModelSource, Recipe, load_recipe
 from masters.specs import TrainSpec
@@ -78,6 +79,7 @@ class Arms:
     def __init__(self, suite: Suite, out: Path) -> None:
         self.suite, self.out = suite, out
         self._recipes: dict[tuple[str, str, Value | None], Recipe] = {}
+        self._contents: dict[tuple[str, str], Contents] = {}
         self._plans: dict[tuple[Key, Value | None], Plan] = {}
 
     def recipe(self, data: str, arm: str, value: Value | None = None) -> Recipe:
@@ -97,10 +99,12 @@ class Arms:
         recipe = load_recipe(
             self._beside(chosen.recipe),
             None if suite.profile is None else self._beside(suite.profile),
-            [] if value is None or suite.tune is None else [f"{suite.tune.key}={json.dumps(value)}"],
+            []
+            if value is None or suite.tune is None
+            else [f"{suite.tune.key}={json.dumps(value)}"],
             over=[(f"{at}, data.{data}", suite.data[data]), (f"{at}, arms.{arm}.set", chosen.set)],
         )
-        needed = {"data.test": recipe.data.test}
+        needed: dict[str, object] = {"data.test": recipe.data.test}
         if suite.tune is not None:
             needed["data.validation"] = recipe.data.validation
             needed["validation.every"] = recipe.validation.every
@@ -127,7 +131,10 @@ class Arms:
         name = f"{key.data}.{key.arm}.seed{key.seed}"
         # A try has a name of its own, so that plan files say what is drifted and what is another.
         tried = self.suite.tune is not None and key.seed == self.suite.tune.seed
-        made = make_plan(recipe.named(f"{name}.{value}" if tried else name), self.out)
+        named = recipe.named(f"{name}.{value}" if tried else name)
+        # Seeds and values of one arm read the same files, which may take a second to look through.
+        contents = self._contents.setdefault((key.data, key.arm), Contents(recipe.data.count))
+        made = make_plan(named, self.out, contents=contents)
         self._plans[key, value] = made
         return made
 
@@ -226,9 +233,7 @@ def check_budgets(arms: Arms) -> None:
                 )
 
 
-def _chosen(
-    given: Sequence[T] | None, legal: Sequence[T], what: str, suite: Suite
-) -> Sequence[T]:
+def _chosen(given: Sequence[T] | None, legal: Sequence[T], what: str, suite: Suite) -> Sequence[T]:
     if given is None:
         return legal
     for value in given:

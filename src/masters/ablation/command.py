@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from masters.ablation.arms import EVERYTHING, Arms, Key, Selection, check_budgets
-from masters.ablation.results import collect, tuned_value
+from masters.ablation.results import claims_of, collect, read_suites, tuned_value
 from masters.ablation.running import run_past_failures
 from masters.ablation.suite import Suite, load_suite
 from masters.ablation.tuning import Tuning, tuning_of
@@ -96,6 +96,31 @@ def ablate(
     unfinished = [key for key in asked.keys if vars(key) in _missing(found)]
     if failures or unfinished:
         raise StageError(_told(failures, unfinished, found["missing"]))
+
+
+def rewrite_pages(path: Path, *, out: Path | None, results: Path | None, console: Console) -> None:
+    """Writes the pages again with the claims as the suite words them now; nothing is run.
+
+    Raises:
+        RecipeError: the suite says something it may not say.
+        StageError: its results are not there, or lack an arm or data set that a claim names.
+    """
+    suite = load_suite(path)
+    folder = results or results_folder(path, out or Path("runs") / suite.name)
+    found = next((one for one in read_suites(folder) if one["suite"] == suite.name), None)
+    if found is None:
+        raise StageError(f"{folder}: has no results of {suite.name}; run it without --pages first")
+    claims = claims_of(suite)
+    for claim in claims:
+        arms = [*claim["first"], *claim["second"]]
+        lacking = {*arms, *claim["data"]} - {*found["arms"], *found["data"]}
+        if lacking:
+            raise StageError(
+                f"{folder / suite.name}.json: knows nothing of {', '.join(sorted(lacking))}, which "
+                f"claim {claim['id']} names; run the suite without --pages first"
+            )
+    for place in write_results(folder, found | {"about": suite.about, "claims": claims}):
+        console.print(str(place), markup=False, soft_wrap=True, highlight=False)
 
 
 def planned(asked: Asked) -> list[Plan]:

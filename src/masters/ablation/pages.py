@@ -89,9 +89,7 @@ def _section(one: Finding, suite: Row, found: Sequence[Finding]) -> list[str]:
 
 def _runs(one: Finding, suite: Row) -> dict[str, list[Row]]:
     """Arm -> its runs under the seeds that are complete, in their order."""
-    by_seed = {
-        (run["arm"], run["seed"]): run for run in suite["runs"] if run["data"] == one.data
-    }
+    by_seed = {(run["arm"], run["seed"]): run for run in suite["runs"] if run["data"] == one.data}
     return {arm: [by_seed[arm, seed] for seed in one.differences] for arm in _claim_arms(one)}
 
 

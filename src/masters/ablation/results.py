@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from masters.ablation.arms import (
     train_stages,
 )
 from masters.ablation.diagnostics import diagnose
+from masters.ablation.suite import Suite
 from masters.ablation.tuning import Tuned, Tuning, last_validation
 from masters.errors import StageError
 from masters.evaluation.readings import FULL, METRICS, Row, read_json, read_json_lines
@@ -65,10 +66,7 @@ def collect(arms: Arms, tuning: Tuning | None, command: str) -> Row:
         "models_vary": {data: models_vary(arms, data) for data in suite.data},
         "data": list(suite.data),
         "tune": None if suite.tune is None else suite.tune.model_dump(mode="json"),
-        "claims": [
-            claim.model_dump(mode="json") | {"data": list(suite.data_of(claim))}
-            for claim in suite.claims
-        ],
+        "claims": claims_of(suite),
         "arms": {
             name: {"recipe": arm.recipe, "set": arm.set, "tune_as": arm.tune_as}
             for name, arm in suite.arms.items()
@@ -77,6 +75,14 @@ def collect(arms: Arms, tuning: Tuning | None, command: str) -> Row:
         "runs": runs,
         "missing": missing,
     }
+
+
+def claims_of(suite: Suite) -> list[Row]:
+    """The claims as results hold them, each with the names of all its data sets."""
+    return [
+        claim.model_dump(mode="json") | {"data": list(suite.data_of(claim))}
+        for claim in suite.claims
+    ]
 
 
 def models_vary(arms: Arms, data: str) -> bool:
@@ -142,9 +148,7 @@ def headline(stage: Stage) -> list[Row]:
     """The evaluation's rows over all questions, by rising masking ratio."""
     path = stage.folder / "results.json"
     rows = [
-        row
-        for row in read_json(path)["rows"]
-        if row["kind"] == "all" and row["metric"] in METRICS
+        row for row in read_json(path)["rows"] if row["kind"] == "all" and row["metric"] in METRICS
     ]
     if not rows:
         raise StageError(f"{path}: has no accuracy over all questions; expected one")
@@ -187,8 +191,8 @@ def _tuned(arms: Arms, tuning: Tuning) -> list[Tuned]:
     return [tuning.found(data, arm) for data in suite.data for arm in sources]
 
 
-def _ratio(row: Row) -> Sequence[int]:
-    return (row["ratio"],)
+def _ratio(row: Row) -> int:
+    return row["ratio"]
 
 
 def _line(value: Any) -> str:

@@ -36,8 +36,6 @@ def run_past_failures(
         except StagesFailedError as error:
             failures |= {str(failure.folder): failure for failure in error.failures}
         left = [
-            plan
-            for plan in left
-            if not any(str(stage.folder) in failures for stage in plan.stages)
+            plan for plan in left if not any(str(stage.folder) in failures for stage in plan.stages)
         ]
     return tuple(failures.values())

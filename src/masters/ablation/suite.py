@@ -53,7 +53,7 @@ Side = Annotated[tuple[str, ...], Field(min_length=1, max_length=2), BeforeValid
 
 
 class Claim(Section):
-    """A difference between two arms, or between two such differences, and which way it should go."""
+    """Which way the difference of two arms should go, or that of two such differences."""
 
     id: Name
     says: str

@@ -82,7 +82,7 @@ def verdict(interval: Interval, expects: str) -> Held:
         return "unclear"
     if expects == "down":
         low, high = -high, -low
-    within = -MARGIN <= low and high <= MARGIN
+    within = low >= -MARGIN and high <= MARGIN
     if expects == "equal":
         if within:
             return "yes"

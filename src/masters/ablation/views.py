@@ -49,10 +49,7 @@ def plan_table(
 
 def _stages_left(plans: Sequence[Plan]) -> set[str]:
     return {
-        stage.folder.name
-        for plan in plans
-        for stage in plan.stages
-        if not stage_is_done(stage)
+        stage.folder.name for plan in plans for stage in plan.stages if not stage_is_done(stage)
     }
 
 
