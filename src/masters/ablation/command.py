@@ -13,7 +13,7 @@ from masters.ablation.results import claims_of, collect, read_suites, tuned_valu
 from masters.ablation.running import run_past_failures
 from masters.ablation.suite import Suite, load_suite
 from masters.ablation.tuning import Tuning, tuning_of
-from masters.ablation.views import outcome_table, plan_table
+from masters.ablation.views import arms_table, outcome_table, plan_table
 from masters.ablation.writing import check_place, write_results
 from masters.crew import started
 from masters.errors import Failure, MastersError, StageError
@@ -90,6 +90,7 @@ def ablate(
     failures += run_past_failures(plans, jobs=jobs, dispatch=dispatch, console=progress)
     found = collect(asked.arms, asked.tuning, command_of(path))
     written = write_results(folder, found)
+    console.print(arms_table(found))
     console.print(outcome_table(found))
     for place in written:
         console.print(str(place), markup=False, soft_wrap=True, highlight=False)
@@ -148,21 +149,25 @@ def show_plan(
 
 
 def command_of(path: Path) -> str:
-    """What is written beside the numbers: the whole suite, as anyone would run it."""
-    try:
-        shown = path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        shown = path
-    return f"masters ablate {shown}"
+    """What is written beside the numbers: the whole suite, from its repository's root."""
+    root = _repository(path) or Path.cwd()
+    whole = path.resolve()
+    return f"masters ablate {whole.relative_to(root) if whole.is_relative_to(root) else path}"
 
 
 def results_folder(path: Path, out: Path) -> Path:
     """docs/results of the repository whose benchmarks/ or docs/ the suite lies in; else in OUT."""
+    root = _repository(path)
+    return out / "results" if root is None else root / "docs" / "results"
+
+
+def _repository(path: Path) -> Path | None:
+    """The folder with docs/results whose benchmarks/ or docs/ the file lies in."""
     folders = path.resolve().parents
     for below, root in zip(folders, folders[1:], strict=False):
         if below.name in _KNOWN_PLACES and (root / "docs" / "results").is_dir():
-            return root / "docs" / "results"
-    return out / "results"
+            return root
+    return None
 
 
 def _missing(found: dict) -> list[dict]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from masters.ablation.verdict import Finding
-from masters.ablation.views import interval_text, seeds_text
+from masters.ablation.views import interval_text, percent, seeds_text, tuned_text
 from masters.evaluation.readings import Row
-from masters.evaluation.statistics import t_interval
 
 MARK = "<!-- written by masters ablate: change the suite, not this page -->"
 RULE = (
@@ -137,12 +135,12 @@ def _arms(one: Finding, suite: Row, runs: Mapping[str, Sequence[Row]]) -> list[s
     ]  # fmt: skip
     rows = []
     for arm, of_arm in runs.items():
-        mean, bounds = _percent([run["accuracy"] for run in of_arm])
+        mean, bounds = percent([run["accuracy"] for run in of_arm])
         checks = [run["validation"] for run in of_arm if run["validation"] is not None]
         rows.append(
             [
-                arm, mean, bounds, *([_tuned(one.data, arm, suite)] if tuned else []),
-                _percent(checks)[0],
+                arm, mean, bounds, *([tuned_text(one.data, arm, suite)] if tuned else []),
+                percent(checks)[0],
                 *(_range([run[key] for run in of_arm]) for key in ("steps", "questions")),
                 *(f"{fmean(run[key] for run in of_arm):,.0f}" for key in ("tokens", "seconds")),
             ]
@@ -154,7 +152,7 @@ def _around(runs: Mapping[str, Sequence[Row]]) -> str:
     """The untouched student and the teachers, beside the arms: mean over seeds."""
     every = [run for of_arm in runs.values() for run in of_arm]
     starts = {run["seed"]: run["start"] for run in every}
-    lines = [f"Start: {_percent(list(starts.values()))[0]} %."]
+    lines = [f"Start: {percent(list(starts.values()))[0]} %."]
     teachers: dict[str, dict[str, dict[int, float]]] = {}
     for run in every:
         for name, curve in run["teachers"].items():
@@ -162,7 +160,7 @@ def _around(runs: Mapping[str, Sequence[Row]]) -> str:
                 teachers.setdefault(name, {}).setdefault(ratio, {})[run["seed"]] = accuracy
     for name, curve in teachers.items():
         told = ", ".join(
-            f"{_percent(list(by_seed.values()))[0]} % at ratio {ratio}"
+            f"{percent(list(by_seed.values()))[0]} % at ratio {ratio}"
             for ratio, by_seed in sorted(curve.items(), key=lambda item: float(item[0]))
         )
         lines.append(f"Teacher {name}: {told}.")
@@ -222,25 +220,6 @@ def _place(one: Finding, found: Sequence[Finding]) -> str:
     """The data set; with the suite where several speak of the claim."""
     several = len({other.suite for other in found}) > 1
     return f"{one.data} ({one.suite})" if several else one.data
-
-
-def _tuned(data: str, arm: str, suite: Row) -> str:
-    """The arm's value, whose tries gave it, and what is to be said of them."""
-    source = suite["arms"][arm]["tune_as"] or arm
-    choice = next(c for c in suite["tuned"] if (c["data"], c["arm"]) == (data, source))
-    said = [] if source == arm else [f"that of {source}"]
-    said += ["**at the edge**"] if choice["edge"] else []
-    bad = [f"{one['value']:g}" for one in choice["tries"] if one["accuracy"] is None]
-    said += [f"{', '.join(bad)} diverged"] if bad else []
-    return f"{choice['value']:g}" + (f" ({'; '.join(said)})" if said else "")
-
-
-def _percent(shares: Sequence[float]) -> tuple[str, str]:
-    """The mean in per cent and its t interval over seeds."""
-    if not shares:
-        return "-", "-"
-    mean, low, high = t_interval([100 * share for share in shares])
-    return f"{mean:.1f}", "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -54,7 +54,7 @@ def collect(arms: Arms, tuning: Tuning | None, command: str) -> Row:
                 if plan is not None and all(stage_is_done(stage) for stage in plan.stages):
                     runs.append(vars(key) | read_run(plan))
                 else:
-                    missing.append(vars(key) | {"why": why or "not done"})
+                    missing.append(vars(key) | {"why": why or _why(plan)})
     return {
         "schema": SCHEMA,
         "made_by": MADE_BY,
@@ -183,6 +183,14 @@ def read_suites(folder: Path) -> list[Row]:
                 )
             found.append(content)
     return found
+
+
+def _why(plan: Plan | None) -> str:
+    """What keeps a run from being complete, as its folders tell it."""
+    for stage in () if plan is None else plan.stages:
+        if not stage_is_done(stage) and (stage.folder / "error.log").exists():
+            return f"{stage.name} failed"
+    return "not done"
 
 
 def _tuned(arms: Arms, tuning: Tuning) -> list[Tuned]:

@@ -30,11 +30,6 @@ class Try:
     value: Value
     accuracy: float | None
 
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss became no number."""
-        return self.accuracy is None
-
     def as_json(self) -> dict[str, Any]:
         """The try as JSON values; an accuracy of null is a training that diverged."""
         return {"value": self.value, "accuracy": self.accuracy}

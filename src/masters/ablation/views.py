@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
 from rich.table import Table
 
@@ -11,6 +13,7 @@ from masters.ablation.arms import Key
 from masters.ablation.suite import Suite
 from masters.ablation.verdict import Finding, findings
 from masters.evaluation.readings import Row
+from masters.evaluation.statistics import t_interval
 from masters.plan import Plan, stage_is_done
 
 
@@ -51,6 +54,46 @@ def _stages_left(plans: Sequence[Plan]) -> set[str]:
     return {
         stage.folder.name for plan in plans for stage in plan.stages if not stage_is_done(stage)
     }
+
+
+def arms_table(results: Row) -> Table:
+    """A line for each data set and arm: what all its complete runs come to."""
+    table = Table(title="Accuracy (%)", title_justify="left")
+    for heading in ("data", "arm"):
+        table.add_column(heading)
+    for heading in ("mean", "95 % interval", "over start", "seeds", "tuned"):
+        table.add_column(heading, justify="right")
+    for data in results["data"]:
+        for arm in results["arms"]:
+            runs = [r for r in results["runs"] if (r["data"], r["arm"]) == (data, arm)]
+            mean, bounds = percent([run["accuracy"] for run in runs])
+            gains = [run["accuracy"] - run["start"] for run in runs]
+            gain = f"{100 * fmean(gains):+.1f}" if gains else "-"
+            count = f"{len(runs)} of {len(results['seeds'])}"
+            table.add_row(data, arm, mean, bounds, gain, count, tuned_text(data, arm, results))
+    return table
+
+
+def percent(shares: Sequence[float]) -> tuple[str, str]:
+    """The mean in per cent and its t interval over seeds, or dashes."""
+    if not shares:
+        return "-", "-"
+    mean, low, high = t_interval([100 * share for share in shares])
+    return f"{mean:.1f}", "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
+def tuned_text(data: str, arm: str, results: Row) -> str:
+    """The arm's value of the tuned key, whose tries gave it, and what is to be said of them."""
+    source = results["arms"][arm]["tune_as"] or arm
+    found = [c for c in results["tuned"] if (c["data"], c["arm"]) == (data, source)]
+    if not found or found[0]["value"] is None:
+        return "-"
+    choice = found[0]
+    said = [] if source == arm else [f"that of {source}"]
+    said += ["at the edge"] if choice["edge"] else []
+    bad = [f"{one['value']:g}" for one in choice["tries"] if one["accuracy"] is None]
+    said += [f"{', '.join(bad)} diverged"] if bad else []
+    return f"{choice['value']:g}" + (f" ({'; '.join(said)})" if said else "")
 
 
 def outcome_table(results: Row) -> Table:
