@@ -13,6 +13,7 @@ from masters.ablation.command import ask, command_of, results_folder
 from masters.ablation.suite import load_suite
 from masters.errors import RecipeError
 from masters.plan import Plan
+from masters.recipe_file import layers_of_file
 from masters.specs import TrainSpec
 
 SUITES = Path(__file__).parents[1] / "suites"
@@ -21,7 +22,7 @@ SMALL = SUITES / "small.yaml"
 
 def written(folder: Path, change: dict[str, Any]) -> Path:
     """The small suite with top-level keys replaced, beside its profile."""
-    content = yaml.safe_load(SMALL.read_text()) | change
+    content = layers_of_file(SMALL).merged | change
     (folder / "seconds.yaml").write_text((SUITES / "seconds.yaml").read_text())
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -75,16 +76,16 @@ def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
     [
         (
             {"arms": {"a": {"recipe": "sft", "set": {"method": {"optimizer": {}}}}}, "claims": []},
-            "changed.yaml, arms.a.set: method.optimizer is not a key. Did you mean optimiser?",
+            "changed.yaml, arm a on scenes: arms.a.set: method.optimizer is not a key. Did you mean optimiser?",
         ),
         (
             {"data": {"d": {"data": {"test": {"kind": "scenes"}}}}, "claims": []},
-            "data.test.count is 'many'; expected a whole number",
+            "arm distill on d: data.d: data.test.count is 'many'; expected a whole number",
         ),
-        ({"data": {"d": {"data": {"test": None}}}, "claims": []}, "on d has no data.test"),
+        ({"data": {"d": {"data": {"test": None}}}, "claims": []}, "on d: has no data.test"),
         (
             {"data": {"d": {"validation": {"every": None}}}, "claims": []},
-            "on d has no validation.every",
+            "on d: has no validation.every",
         ),
     ],
 )

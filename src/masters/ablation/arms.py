@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,20 +95,22 @@ class Arms:
             return known
         suite, at = self.suite, self.suite.path.name
         chosen = suite.arms[arm]
-        recipe = load_recipe(
-            self._beside(chosen.recipe),
-            None if suite.profile is None else self._beside(suite.profile),
-            []
-            if value is None or suite.tune is None
-            else [f"{suite.tune.key}={json.dumps(value)}"],
-            over=[(f"{at}, data.{data}", suite.data[data]), (f"{at}, arms.{arm}.set", chosen.set)],
-        )
+        tuned = [] if value is None or suite.tune is None else [f"{suite.tune.key}={value!r}"]
+        try:
+            recipe = load_recipe(
+                self._beside(chosen.recipe),
+                None if suite.profile is None else self._beside(suite.profile),
+                tuned,
+                over=[(f"data.{data}", suite.data[data]), (f"arms.{arm}.set", chosen.set)],
+            )
+        except RecipeError as error:
+            raise RecipeError(f"{at}, arm {arm} on {data}: {error}") from None
         needed: dict[str, object] = {"data.test": recipe.data.test}
         if suite.tune is not None:
             needed["data.validation"] = recipe.data.validation
             needed["validation.every"] = recipe.validation.every
         for missing in (name for name, found in needed.items() if found is None):
-            raise RecipeError(f"{at}: arm {arm} on {data} has no {missing}; expected one")
+            raise RecipeError(f"{at}, arm {arm} on {data}: has no {missing}; expected one")
         self._recipes[data, arm, value] = recipe
         return recipe
 
