@@ -256,9 +256,10 @@ def test_what_a_page_says(tmp_path: Path) -> None:
         "*Nobody has written down yet what this means.*",
     ):
         assert part in page, part
-    assert "Two sentences. Written by hand." in (
-        tmp_path / "results" / "claim_softness.md"
-    ).read_text()
+    assert (
+        "Two sentences. Written by hand."
+        in (tmp_path / "results" / "claim_softness.md").read_text()
+    )
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| [softness](claim_softness.md): Softness moves it by no more than a point. |" in table
     for name in ("teacher", "softness", "both"):

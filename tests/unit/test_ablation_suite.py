@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ def written(folder: Path, change: dict[str, Any]) -> Path:
 
 
 def claim(**keys: Any) -> dict[str, Any]:
-    return {"id": "x", "says": "So.", "expects": "up", "first": "labels", "second": "distill"} | keys
+    return {
+        "id": "x",
+        "says": "So.",
+        "expects": "up",
+        "first": "labels",
+        "second": "distill",
+    } | keys
 
 
 def plans(folder: Path, **change: Any) -> Arms:
@@ -43,7 +50,7 @@ def plans(folder: Path, **change: Any) -> Arms:
         ({"seed": [0]}, "changed.yaml: seed is not a key. Did you mean seeds?"),
         ({"claims": [claim(expect="up")]}, "claims[0].expect is not a key. Did you mean expects?"),
         ({"claims": [claim(expects="upp")]}, "claims[0].expects is 'upp'; expected 'up'"),
-        ({"claims": [claim(first="lables")]}, "claims[0].first is 'lables', not an arm. Did you"),
+        ({"claims": [claim(first="label")]}, "claims[0].first is 'label', not an arm. Did you"),
         ({"claims": [claim(data=["scene"])]}, "is 'scene', not a data set. Did you mean scenes?"),
         ({"claims": [claim(second=["distill", "masked"])]}, "expected one arm on each side"),
         ({"claims": [claim(), claim()]}, "claims has 'x' twice"),
@@ -76,7 +83,7 @@ def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
     [
         (
             {"arms": {"a": {"recipe": "sft", "set": {"method": {"optimizer": {}}}}}, "claims": []},
-            "changed.yaml, arm a on scenes: arms.a.set: method.optimizer is not a key. Did you mean optimiser?",
+            "changed.yaml, arm a on scenes: arms.a.set: method.optimizer is not a key. Did you",
         ),
         (
             {"data": {"d": {"data": {"test": {"kind": "scenes"}}}}, "claims": []},
@@ -161,8 +168,8 @@ def test_arms_that_train_differently_are_refused_unless_the_claim_says_so(tmp_pa
 
 
 def test_budgets_add_up_over_phases(tmp_path: Path) -> None:
-    ladder = {"recipe": "mask_progressive", "set": {"method": {"phases": [
-        {"teacher": "teacher", "epochs": "0.5"}, {"teacher": "teacher", "epochs": "0.5"}]}}}  # fmt: skip
+    half = {"teacher": "teacher", "epochs": "0.5"}
+    ladder = {"recipe": "mask_progressive", "set": {"method": {"phases": [half, half]}}}
     arms = plans(tmp_path, arms={"whole": {"recipe": "sft"}, "parts": ladder}, claims=[])
     found = [budget(arms.plan(Key(data="scenes", arm=arm, seed=0))) for arm in ("whole", "parts")]
     assert found[0] == found[1] and str(found[0]) == "6 steps over 96 questions"
@@ -175,6 +182,17 @@ def test_what_is_chosen_to_run(tmp_path: Path) -> None:
     assert [str(key) for key in few] == ["worded, labels, seed 1", "worded, masked, seed 1"]
     with pytest.raises(RecipeError, match="no seed 9; expected some of 0, 1"):
         Selection(seeds=(9,)).keys(suite)
+
+
+def test_the_suite_of_the_page_is_one(tmp_path: Path) -> None:
+    """Its claims can be planned with a profile beside it."""
+    page = (Path(__file__).parents[2] / "docs" / "ablate.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.yaml").write_text(text)
+    (tmp_path / "medium.yaml").write_text((SUITES / "seconds.yaml").read_text())
+    asked = ask(tmp_path / "page.yaml", tmp_path / "out")
+    assert len(asked.keys) == 2 * 3 * 5 and asked.tuning is not None
+    assert len(asked.tuning.to_do(asked.keys)) == 2 * 2 * 3
 
 
 def test_where_results_go_and_the_command_beside_them(tmp_path: Path) -> None:
