@@ -145,10 +145,10 @@ def test_every_arm_is_tuned_on_validation_with_the_same_tries(tmp_path: Path) ->
         assert (row["value"], row["edge"]) == (0.001, False)
     assert by_arm["scenes", "distill"]["tries"][2]["accuracy"] is None
     assert by_arm["scenes", "labels"]["tries"][2]["accuracy"] is not None
-    kept = json.loads((tmp_path / "out" / "tuned.json").read_text())
+    kept = json.loads((tmp_path / "out" / "tuned.json").read_text())["small"]
     assert kept["chosen"] == results["tuned"] and len(kept["diverged"]) == 4
     for arm in ("distill", "softer"):
-        plan = read_plan(tmp_path / "out" / f"scenes.{arm}.seed1.plan.json")
+        plan = read_plan(tmp_path / "out" / f"small.scenes.{arm}.seed1.plan.json")
         assert plan.recipe.method.optimiser.lr == 0.001
     page = (tmp_path / "results" / "claim_softness.md").read_text()
     assert "0.001 (that of distill; 0.003 diverged)" in page
@@ -213,12 +213,36 @@ def test_an_arm_whose_tries_all_diverge_is_missing_and_others_are_not(tmp_path: 
 
 
 def test_a_failed_try_is_no_divergence(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="not tuned yet"):
+    with pytest.raises(StageError, match="labels, seed 0: not tuned yet"):
         ablate(tmp_path, Stages(fails=[("nll", 7)]))
-    assert {one.partition("-")[0] for one in json.loads(
-        (tmp_path / "out" / "tuned.json").read_text())["diverged"]} == {"train"}  # fmt: skip
+    kept = json.loads((tmp_path / "out" / "tuned.json").read_text())["small"]
+    assert {row["arm"]: row["value"] for row in kept["chosen"]}["labels"] is None
+    assert all("loss is nan" in said for said in kept["diverged"].values())
     _, results = ablate(tmp_path)
     assert not results["missing"]
+
+
+def test_a_try_that_diverges_before_its_last_phase_diverged(tmp_path: Path) -> None:
+    half = {"teacher": "teacher", "epochs": "0.5"}
+    ladder = {"recipe": "mask_progressive", "set": {"method": {"phases": [half, half]}}}
+    suite = changed(tmp_path, "ladder", arms={"ladder": ladder}, claims=[])
+    _, results = ablate(tmp_path, suite=suite, selection=Selection(data=("scenes",)))
+    tries = results["tuned"][0]["tries"]
+    assert [one["accuracy"] is None for one in tries] == [False, False, True]
+    again, _ = ablate(tmp_path, suite=suite, selection=Selection(data=("scenes",)))
+    assert again.ran == []
+
+
+def test_suites_in_one_folder_share_stages_and_keep_their_own_tries(tmp_path: Path) -> None:
+    few = Selection(data=("scenes",))
+    first, _ = ablate(tmp_path, selection=few)
+    other = changed(tmp_path, "other", claims=[])
+    second, results = ablate(tmp_path, selection=few, suite=other)
+    # All but the tries that diverge, of which the other suite does not know yet.
+    assert set(second.ran) < set(first.ran) and len(second.ran) == 2
+    assert results["tuned"][0]["value"] == 0.001
+    again, _ = ablate(tmp_path, selection=few)
+    assert again.ran == []
 
 
 def test_pages_of_several_suites_meet_and_leave_a_readme_alone(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class Arms:
             recipe = recipe.with_seed(key.seed)
         if "models" in self.suite.vary:
             recipe = with_model_seed(recipe, key.seed if models_of is None else models_of)
-        name = f"{key.data}.{key.arm}.seed{key.seed}"
+        name = f"{self.suite.name}.{key.data}.{key.arm}.seed{key.seed}"
         # A try has a name of its own, so that plan files say what is drifted and what is another.
         tried = self.suite.tune is not None and key.seed == self.suite.tune.seed
         named = recipe.named(f"{name}.{value}" if tried else name)

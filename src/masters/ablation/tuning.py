@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from masters.ablation.arms import Arms, Key, Value, last_training, up_to
+from masters.ablation.arms import Arms, Key, Value, last_training, train_stages, up_to
 from masters.ablation.running import run_past_failures
 from masters.ablation.suite import Suite, Tune
 from masters.artifacts import atomic_write_text
@@ -83,7 +83,9 @@ class Tuning:
     def __init__(self, arms: Arms, tune: Tune) -> None:
         self.arms, self.tune = arms, tune
         self.path = arms.out / FILE
-        self._diverged = _diverged(self.path)
+        self._diverged: dict[str, str] = dict(
+            _kept(self.path).get(arms.suite.name, {}).get("diverged", {})
+        )
 
     def stage(self, data: str, arm: str, value: Value) -> Stage:
         """The train stage that is judged by its last validation."""
@@ -108,12 +110,14 @@ class Tuning:
         """
         plans = self.to_do(keys)
         found = run_past_failures(plans, jobs=jobs, dispatch=dispatch, console=console)
-        tried = {plan.stages[-1].folder for plan in plans}
-        for failure in found:
-            if failure.diverged and failure.folder in tried:
-                self._diverged[failure.folder.name] = failure.text.splitlines()[0]
+        told = {one.folder: one.text.splitlines()[0] for one in found if one.diverged}
+        tolerated: set[Path] = set()
+        for plan in plans:
+            for folder in {stage.folder for stage in train_stages(plan)} & told.keys():
+                self._diverged[plan.stages[-1].folder.name] = told[folder]
+                tolerated.add(folder)
         self.write()
-        return tuple(one for one in found if one.folder.name not in self._diverged)
+        return tuple(one for one in found if one.folder not in tolerated)
 
     def to_do(self, keys: Sequence[Key]) -> list[Plan]:
         """The tries that these runs need and that are neither done nor known to diverge.
@@ -140,7 +144,10 @@ class Tuning:
         return Tuned(data=data, arm=source, tries=tries, value=value, edge=edge)
 
     def write(self) -> None:
-        """Writes ``tuned.json``: the choices, and which trainings are known to diverge."""
+        """Writes ``tuned.json``: the choices, and which tries are known to diverge.
+
+        What other suites of the output folder have there stays.
+        """
         suite = self.arms.suite
         sources = dict.fromkeys(suite.tuned_as(arm) for arm in suite.arms)
         content = {
@@ -150,7 +157,8 @@ class Tuning:
             "diverged": dict(sorted(self._diverged.items())),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        everything = dict(sorted((_kept(self.path) | {suite.name: content}).items()))
+        atomic_write_text(self.path, json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
 
     def _settled(self, stage: Stage) -> bool:
         return stage_is_done(stage) or stage.folder.name in self._diverged
@@ -171,11 +179,11 @@ def last_validation(folder: Path) -> float | None:
     return float(rows[-1]["accuracy"]) if rows else None
 
 
-def _diverged(path: Path) -> dict[str, str]:
-    """Folders of trainings that are known to diverge, with what they said."""
+def _kept(path: Path) -> dict[str, Any]:
+    """What the file holds, by suite; of each "diverged": folder -> what its training said."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["diverged"])
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, TypeError):
         raise StageError(f"{path} is damaged; delete it and run the same command again") from None
