@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from masters.ablation_cli import ablate
 from masters.benchmark_cli import app as benchmark_app
 from masters.crew import leads
 from masters.errors import MastersError
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Distil a large vision-language model into a compact one.",
 )
 app.add_typer(benchmark_app, name="benchmark")
+app.command()(ablate)
 
 RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")]
 ProfileOpt = Annotated[

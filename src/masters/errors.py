@@ -1,5 +1,11 @@
 """Errors a user can act on: each says where, what was got, what was expected and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 
 class MastersError(Exception):
     """Anything Masters refuses or gives up on, with a message for the person who runs it."""
@@ -19,6 +25,23 @@ class ModelError(MastersError):
 
 class StageError(MastersError):
     """A stage cannot run, go on or be read back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What became of a stage: its folder, why it gave up, and whether its loss was no number."""
+
+    folder: Path
+    text: str
+    diverged: bool = False
+
+
+class StagesFailedError(StageError):
+    """Stages of a run gave up; what does not need them can still be done."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        super().__init__("\n".join(failure.text for failure in failures))
+        self.failures = tuple(failures)
 
 
 class NonFiniteLossError(StageError):

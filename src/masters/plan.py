@@ -162,11 +162,18 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, out: str | Path, *, seed: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    seed: int | None = None,
+    contents: Contents | None = None,
+) -> Plan:
     """The plan of the recipe in the folder ``out``; nothing is written.
 
     Args:
         seed: instead of the recipe's ``method.seed``.
+        contents: what was read of the same files for another plan, with the same ``data.count``.
 
     Raises:
         RecipeError: when the questions don't make the iterations the schedule needs.
@@ -177,7 +184,7 @@ def make_plan(recipe: Recipe, out: str | Path, *, seed: int | None = None) -> Pl
     name = recipe.name
     if seed is not None and seed != recipe.method.seed:
         name, recipe = f"{name}-seed{seed}", recipe.with_seed(seed)
-    contents = Contents(recipe.data.count)
+    contents = contents or Contents(recipe.data.count)
     n_questions = contents.size(limited(recipe.data.train, recipe.data.limit))
     earlier = _earlier(out / f"{name}.plan.json")
     stages: dict[str, Stage] = {}

@@ -489,18 +489,21 @@ def load_recipe(
     path_or_name: str | Path,
     profile: str | Path | None = None,
     overrides: Sequence[str] = (),
+    *,
+    over: Sequence[recipe_file.Part] = (),
 ) -> Recipe:
-    """The typed recipe after ``extends`` < file < profile < overrides.
+    """The typed recipe after ``extends`` < file < profile < over < overrides.
 
     Args:
         path_or_name: a YAML file, or the name of a shipped recipe such as ``masters``.
         profile: a YAML file or shipped profile (``tiny``, ``one_gpu``) merged over the recipe.
         overrides: ``a.b.0.c=value`` each, the value read as YAML.
+        over: mappings laid over the profile, weakest first, each with the name errors give it.
 
     Raises:
         RecipeError: naming file, key, what was got and what was expected.
     """
-    return _typed(recipe_file.layers(path_or_name, profile, overrides))
+    return _typed(recipe_file.layers(path_or_name, profile, overrides, over))
 
 
 def _typed(layers: recipe_file.Layers) -> Recipe:

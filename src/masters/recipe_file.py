@@ -16,6 +16,9 @@ import yaml
 from masters.errors import RecipeError
 from masters.recipe_errors import Location, dotted, nearest, short
 
+Part = tuple[str, Mapping[str, Any]]
+"""What one source says, under the name that errors give it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
@@ -23,13 +26,19 @@ class Layers:
 
     name: str
     merged: dict[str, Any]
-    parts: tuple[tuple[str, Mapping[str, Any]], ...]
+    parts: tuple[Part, ...]
 
 
 def layers(
-    path_or_name: str | Path, profile: str | Path | None, overrides: Sequence[str]
+    path_or_name: str | Path,
+    profile: str | Path | None,
+    overrides: Sequence[str],
+    over: Sequence[Part] = (),
 ) -> Layers:
     """Everything that makes up one recipe.
+
+    Args:
+        over: named mappings between profile and overrides, weakest first.
 
     Raises:
         RecipeError: for files that are missing or no YAML mapping, loops of ``extends`` and
@@ -40,6 +49,7 @@ def layers(
     if profile is not None:
         chain = [Path(name).stem for name, _ in reversed(parts)]
         parts += _profile(_find(profile, folder="recipes/profiles"), chain)
+    parts += over
     merged: dict[str, Any] = {}
     for _, part in parts:
         merged = merge(merged, part)
@@ -48,6 +58,16 @@ def layers(
         _set(merged, location, value, text)
         parts.append(("--set", _nested(location, value)))
     return Layers(name=path.stem, merged=merged, parts=tuple(parts))
+
+
+def layers_of_file(path: Path) -> Layers:
+    """Any YAML file of keys and values, as it stands.
+
+    Raises:
+        RecipeError: it cannot be read, or holds something else.
+    """
+    content = _read(path)
+    return Layers(name=path.stem, merged=content, parts=((path.name, content),))
 
 
 def layers_of_text(text: str, name: str) -> Layers:
@@ -136,12 +156,12 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     return content
 
 
-def _with_extends(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, Mapping[str, Any]]]:
+def _with_extends(path: Path, seen: tuple[Path, ...] = ()) -> list[Part]:
     if path.resolve() in seen:
         raise RecipeError(f"{path.name}: extends runs in a circle")
     content = _read(path)
     below = content.pop("extends", None)
-    parts: list[tuple[str, Mapping[str, Any]]] = []
+    parts: list[Part] = []
     if below is not None:
         text = str(below)
         beside = path.parent / text
@@ -150,7 +170,7 @@ def _with_extends(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, Ma
     return [*parts, (path.name, content)]
 
 
-def _profile(path: Path, chain: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+def _profile(path: Path, chain: Sequence[str]) -> list[Part]:
     """The profile, and over it what it says for this recipe alone.
 
     Args:

@@ -27,7 +27,13 @@ from masters.artifacts import (
 )
 from masters.crew import join
 from masters.display import Display
-from masters.errors import MastersError, StageError
+from masters.errors import (
+    Failure,
+    MastersError,
+    NonFiniteLossError,
+    StageError,
+    StagesFailedError,
+)
 from masters.plan import Plan, Stage, stage_is_done, write_plan
 from masters.recipe import resolved_yaml
 from masters.shares import WHOLE, ShardsMissingError, Share, lacking
@@ -142,6 +148,7 @@ def run_plans(
     console: Console | None = None,
     share: Share = WHOLE,
     wait: bool = False,
+    reported: bool = True,
 ) -> tuple[str, ...]:
     """Does what is not done in any of the plans, shared stages once, then reports.
 
@@ -158,13 +165,15 @@ def run_plans(
         console: None: stderr.
         share: which of several workers this is; such a one does one stage at a time.
         wait: where shards of other workers are missing, until they are there.
+        reported: write the report at the end of whole runs.
 
     Returns:
         The stages that are left for when other workers have made their shards; none but for one
         of several workers.
 
     Raises:
-        MastersError: the first failure, with the stage's name and folder.
+        StagesFailedError: for the first failure, and those beside it; each names stage and folder.
+        MastersError: the work cannot begin.
     """
     # Workers that share stages by shard are no crew: each goes its own way.
     crew = join([plan.recipe.runtime for plan in plans]) if share.whole else None
@@ -178,6 +187,8 @@ def run_plans(
         together = dispatch if crew is None else crew.leading(dispatch)
         jobs = jobs if crew is None else 1  # children would be outside of the crew
         left = _run_plans(plans, until, only, jobs, together, shown, share, wait)
+        if reported and not left and _whole(until, only):
+            report(plans, dispatch=together)
         failed = None
         return left
     except OSError as error:
@@ -205,8 +216,7 @@ def _run_plans(
 ) -> tuple[str, ...]:
     _runnable(plans)
     quiet_libraries()
-    targets = [until] if isinstance(until, str) else list(until or ())
-    stages = [name for name in targets if name != REPORT]
+    stages = [name for name in _targets(until) if name != REPORT]
     wanted = [] if only == REPORT else _wanted(plans, stages, only)
     todo: list[Task] = []
     for stage, task in wanted:
@@ -230,9 +240,17 @@ def _run_plans(
             left = _run_here(ordered, dispatch, display, wait=wait)
         else:
             left = _run_beside(ordered, dispatch, display, jobs)
-    if not left and only in (None, REPORT) and (not targets or REPORT in targets):
-        report(plans, dispatch=dispatch)
     return tuple(left)
+
+
+def _targets(until: str | Sequence[str] | None) -> list[str]:
+    return [until] if isinstance(until, str) else list(until or ())
+
+
+def _whole(until: str | Sequence[str] | None, only: str | None) -> bool:
+    """Whether what was asked for ends with the report."""
+    targets = _targets(until)
+    return only in (None, REPORT) and (not targets or REPORT in targets)
 
 
 def report(plans: Sequence[Plan], *, dispatch: Dispatch = dispatch_stage) -> Path | None:
@@ -426,7 +444,8 @@ def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display, *, wait: 
             )
         except MastersError as error:
             display.fail(task.name)
-            raise StageError(_failure(task, str(error))) from error
+            diverged = isinstance(error, NonFiniteLossError)
+            raise StagesFailedError([_failure(task, str(error), diverged=diverged)]) from error
         if missing is None:
             display.end(task.name, float(read_record(task.folder)["seconds"]))
         else:
@@ -449,7 +468,7 @@ def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: i
     workers = Workers(dispatch, PRELOAD)
     left = list(tasks)
     running: dict[str, Task] = {}
-    failures: list[str] = []
+    failures: list[Failure] = []
     try:
         while running or (left and not failures):
             while left and not failures and len(running) < jobs:
@@ -467,13 +486,14 @@ def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: i
                     case Ended(error=None):
                         del running[event.name]
                         display.end(event.name, event.seconds)
-                    case Ended(error=str(error)):
-                        failures.append(_failure(running.pop(event.name), error))
+                    case Ended(error=str(error), diverged=diverged):
+                        task = running.pop(event.name)
+                        failures.append(_failure(task, error, diverged=diverged))
                         display.fail(event.name)
     finally:
         workers.kill()
     if failures:
-        raise StageError("\n".join(failures))
+        raise StagesFailedError(failures)
     return []
 
 
@@ -483,11 +503,11 @@ def _next_ready(left: Sequence[Task], running: Iterable[Task]) -> Task | None:
     return next((task for task in left if pending.isdisjoint(task.inputs.values())), None)
 
 
-def _failure(task: Task, text: str) -> str:
-    log = task.log
-    return f"{task.name} failed: {text}\n  folder: {task.folder}" + (
-        f"\n  traceback: {log}" if log.is_file() else ""
-    )
+def _failure(task: Task, text: str, *, diverged: bool) -> Failure:
+    said = f"{task.name} failed: {text}\n  folder: {task.folder}"
+    if task.log.is_file():
+        said += f"\n  traceback: {task.log}"
+    return Failure(folder=task.folder, text=said, diverged=diverged)
 
 
 def quiet_libraries() -> None:

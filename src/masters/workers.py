@@ -26,7 +26,7 @@ from masters.artifacts import (
     tidy,
     write_record,
 )
-from masters.errors import MastersError, StageError
+from masters.errors import MastersError, NonFiniteLossError, StageError
 from masters.recipe import Runtime
 from masters.shares import WHOLE, Part, ShardsMissingError, Share
 from masters.specs import StageSpec
@@ -70,11 +70,12 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A stage is done (``error`` None) or gave up."""
+    """A stage is done (``error`` None) or gave up; ``diverged``: its loss was no number."""
 
     name: str
     seconds: float
     error: str | None = None
+    diverged: bool = False
 
 
 Event = Progressed | Ended
@@ -242,15 +243,17 @@ def _child(task: Task, dispatch: Dispatch, sender: Connection, directory: str) -
             sender.send(Progressed(name=task.name, done=done, total=total, note=note))
 
     error: str | None = None
+    diverged = False
     try:
         _print_into(task.folder / "stage.log")
         execute(task, dispatch, progress)
     except MastersError as caught:
-        error = str(caught)
+        error, diverged = str(caught), isinstance(caught, NonFiniteLossError)
     except BaseException as caught:
         error = f"{type(caught).__name__}: {caught}"
         traceback.print_exc()
-    sender.send(Ended(name=task.name, seconds=time.monotonic() - began, error=error))
+    seconds = time.monotonic() - began
+    sender.send(Ended(name=task.name, seconds=seconds, error=error, diverged=diverged))
     sender.close()
 
 

@@ -64,7 +64,7 @@ def rewards(curve: TrainingCurve) -> bytes | None:
                 lines.append((f"{source}, {kind}", colour, style, series))
     if not lines:
         return None
-    figure, axes = _panel("step")
+    figure, axes = panel("step")
     shade_masks(axes, curve)
     for label, colour, style, series in lines:
         _smooth_line(axes, series, colour, label, style=style, raw=False)
@@ -77,7 +77,7 @@ def validation(curve: TrainingCurve) -> bytes | None:
     """Validation accuracy during training with its intervals; None without two validations."""
     if len(finite_series(curve.validation, "accuracy")[0]) < 2:
         return None
-    figure, axes = _panel("step")
+    figure, axes = panel("step")
     shade_masks(axes, curve)
     _accuracy_line(axes, curve.validation, STUDENT, "student")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -86,7 +86,7 @@ def validation(curve: TrainingCurve) -> bytes | None:
 
 def model_training(curves: Mapping[str, Sequence[Row]]) -> bytes:
     """Validation accuracy of the models trained on the spot; the student's last third is shaded."""
-    figure, axes = _panel("share of its training steps", width=6.4, height=3.2)
+    figure, axes = panel("share of its training steps", width=6.4, height=3.2)
     axes.axvspan(2 / 3, 1, color=RULE, alpha=0.55, lw=0)
     for place, (name, rows) in enumerate(curves.items()):
         colour = STUDENT if name == "student" else (TEACHER, *SPARE_COLOURS)[place - 1]
@@ -142,7 +142,7 @@ def masking_zeros(curves: Mapping[str, Sequence[Row]]) -> bytes:
 
 def reward_histogram(teacher: RewardCounts | None, student: RewardCounts | None) -> bytes:
     """Shares of responses by accuracy reward, teacher beside student, missing verdicts last."""
-    figure, axes = _panel("accuracy reward")
+    figure, axes = panel("accuracy reward")
     both = [counts for counts in (teacher, student) if counts is not None]
     values = sorted({value for counts in both for value in counts.values})
     coarse = len(values) > 6
@@ -214,7 +214,7 @@ def _terms(curve: TrainingCurve, prefix: str, *, log: bool) -> bytes | None:
         return None
     if len(lines) == 2 and lines[0][1] == lines[1][1]:
         lines = [line for line in lines if line[0] != "total"]
-    figure, axes = _panel("step")
+    figure, axes = panel("step")
     shade_masks(axes, curve)
     spare = iter(SPARE_COLOURS * 4)
     for name, series in sorted(lines, key=lambda line: line[0] != "total"):
@@ -233,7 +233,7 @@ def speed_scatter(points: Sequence[Row], heading: str) -> bytes:
         points: ``run``, ``line`` (value, low, high) and ``speed`` (decode, parameters) of each.
         heading: what the accuracy is called.
     """
-    figure, axes = _panel("tokens/s", height=3.3)
+    figure, axes = panel("tokens/s", height=3.3)
     least = min(point["speed"].parameters for point in points)
     own = [point["run"] for point in points if rank(point["run"]) == 1]
     for point in points:
@@ -305,7 +305,7 @@ def _accuracy_line(axes: Axes, rows: Sequence[Row], colour: str, label: str) -> 
 
 
 def _by_ratio(draw: Callable[[Axes], None]) -> bytes:
-    figure, axes = _panel("masking ratio")
+    figure, axes = panel("masking ratio")
     draw(axes)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -313,7 +313,8 @@ def _by_ratio(draw: Callable[[Axes], None]) -> bytes:
     return png(figure)
 
 
-def _panel(x_label: str, *, width: float = 4.3, height: float = 2.9) -> tuple[Figure, Axes]:
+def panel(x_label: str, *, width: float = 4.3, height: float = 2.9) -> tuple[Figure, Axes]:
+    """An empty figure in the report's look; inches."""
     figure = Figure(figsize=(width, height), facecolor=CARD, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
