@@ -150,6 +150,9 @@ def test_every_arm_is_tuned_on_validation_with_the_same_tries(tmp_path: Path) ->
     for arm in ("distill", "softer"):
         plan = read_plan(tmp_path / "out" / f"small.scenes.{arm}.seed1.plan.json")
         assert plan.recipe.method.optimiser.lr == 0.001
+    one_try = read_plan(tmp_path / "out" / "small.scenes.distill.seed7.0.001.plan.json").recipe
+    student = one_try.models.student.sft
+    assert student is not None and (one_try.method.seed, student.seed) == (7, 1)  # models of seed 0
     page = (tmp_path / "results" / "claim_softness.md").read_text()
     assert "0.001 (that of distill; 0.003 diverged)" in page
 
