@@ -130,6 +130,7 @@ def test_ranks_train_together_and_share_what_is_in_shards(
         assert not list(stage.folder.glob(".claims"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train", "generate"])
 @pytest.mark.parametrize("how", ["raises", "killed"])
 def test_one_that_ends_ends_the_other(
