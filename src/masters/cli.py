@@ -19,7 +19,7 @@ from masters.crew import leads
 from masters.errors import MastersError
 from masters.plan import Plan, make_plan, read_plan
 from masters.recipe import load_recipe
-from masters.shares import WHOLE, Share, share_from
+from masters.shares import Share, share_from
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -317,7 +317,8 @@ def report(
     made = _plan(recipe, profile, set_, out)
     began = time.monotonic()
     run_plan(made, only="report")
-    _show_report([made], began)
+    if leads():
+        _show_report([made], began)
 
 
 @app.command()
@@ -510,7 +511,7 @@ def _share(worker: int | None, workers: int | None) -> Share:
 
 
 def _run_kind(
-    made: Plan, kind: str, jobs: int | None, share: Share = WHOLE, *, wait: bool = False
+    made: Plan, kind: str, jobs: int | None, share: Share | None = None, *, wait: bool = False
 ) -> bool:
     """Does one kind's stages with what they read; False where others have still to do theirs."""
     from masters.run import run_plan

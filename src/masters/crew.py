@@ -1,24 +1,27 @@
-"""The processes that torchrun started: rank 0 leads, the others follow it into train stages.
+"""The processes that torchrun started: rank 0 leads, the others do with it what can be shared.
 
-Rank 0 plans, takes locks, runs every stage and writes records, as one process does. When it comes
-to a train stage it hands the stage to the others, and all of them run it; meanwhile they wait, at
-the store that torchrun keeps, for as long as it takes.
+Rank 0 plans, prints and does alone what cannot be shared. A train stage is run by all ranks as one;
+of a stage in shards each makes its part, as workers do (`masters.shares`). Between them the others
+wait, at the store that torchrun keeps, for as long as it takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masters.artifacts import StageContext
+from masters.artifacts import StageContext, atomic_write_text
 from masters.errors import MastersError, StageError
+from masters.shares import Share
 from masters.specs import TrainSpec
 
 if TYPE_CHECKING:
@@ -27,9 +30,14 @@ if TYPE_CHECKING:
     from masters.recipe import Runtime
 
 Dispatch = Callable[[Any, StageContext], Mapping[str, Any]]
+Work = Callable[[Any, Share], Any]
+"""Makes one rank's part of a stage in shards: (what rank 0 handed out, whose part)."""
 
-#: How long a rank waits for the others within a stage, whatever they are at (writing a model).
+#: How long a rank waits for the others within a train stage, whatever they are at (writing a
+#: model), and for them to come at all.
 PATIENCE = timedelta(minutes=30)
+#: The same for the last one's shards.
+_SHARDS = timedelta(days=30)
 _GLANCE = 0.2
 #: Seconds that a rank waits before it ends for another one's sake: torchrun ends all when the first
 #: ends, and that should be the one that knows why.
@@ -68,12 +76,14 @@ def backend_for(kind: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """A train stage to be run by all."""
+    """A stage for all: a train stage, or what `Work` takes (``task``) of one in shards."""
 
-    spec: TrainSpec
-    folder: Path
-    inputs: Mapping[str, Path]
-    runtime: Runtime
+    name: str
+    spec: TrainSpec | None = None
+    folder: Path = Path()
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    runtime: Runtime | None = None
+    task: Any = None
 
 
 class Crew:
@@ -81,6 +91,9 @@ class Crew:
 
     Args:
         runtime: of the recipe.
+
+    Raises:
+        MastersError: not all of them came.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -95,15 +108,30 @@ class Crew:
         device = own_device(find_device(runtime.device, key="runtime.device"))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self._store: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
         self._orders = 0
-        dist.init_process_group(
-            backend_for(device.type), store=PrefixStore("group", self._store),
-            rank=self.rank, world_size=self.ranks, timeout=PATIENCE,
-        )  # fmt: skip
+        try:
+            self._store: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
+            dist.init_process_group(
+                backend_for(device.type), store=PrefixStore("group", self._store),
+                rank=self.rank, world_size=self.ranks, timeout=PATIENCE,
+            )  # fmt: skip
+            # Parts are uneven, so whoever is ready waits longer than within a train stage.
+            self._patient: Any = dist.new_group(backend="gloo", timeout=_SHARDS)
+        except (RuntimeError, ValueError) as error:
+            raise MastersError(
+                f"rank {self.rank} did not find all {self.ranks} ranks of RANK and WORLD_SIZE: "
+                f"{_first_line(error)}. Expected torchrun, or every rank started with the same "
+                "MASTER_ADDR and MASTER_PORT"
+            ) from error
 
-    def leading(self, dispatch: Dispatch) -> Dispatch:
-        """``dispatch`` that takes the others along into train stages."""
+    # ---------------------------------------------------------------------------- what rank 0 does
+
+    def leading(self, name: str, dispatch: Dispatch) -> Dispatch:
+        """``dispatch`` that takes the others along into train stages.
+
+        Args:
+            name: of the stage, for errors.
+        """
 
         def with_others(spec: Any, context: StageContext) -> Mapping[str, Any]:
             if not isinstance(spec, TrainSpec):
@@ -113,19 +141,48 @@ class Crew:
                     return dispatch(spec, context)
             self._send(
                 _Order(
-                    spec=spec, folder=context.folder, inputs=context.inputs, runtime=context.runtime
+                    name=name, spec=spec, folder=context.folder, inputs=context.inputs,
+                    runtime=context.runtime,
                 )
-            )
-            with _explained(), self._alive():
+            )  # fmt: skip
+            with self._at(name):
                 return dispatch(spec, context)
 
         return with_others
 
-    def follow(self, dispatch: Dispatch) -> None:
-        """Runs what rank 0 hands out until it is through.
+    def share(self, name: str, task: Any, work: Work) -> None:
+        """Has every rank make its part of a stage in shards; returns when all have.
+
+        Args:
+            task: handed to every rank's ``work``; can be pickled.
+        """
+        self._send(_Order(name=name, task=task))
+        self._part(name, task, work)
+
+    def end(self, error: str | None) -> None:
+        """Lets the others go, or tells them that this is given up."""
+        try:
+            self._send(error)
+            left = time.monotonic() + (10 if error is None else _COURTESY)
+            while time.monotonic() < left and not self._store.check(
+                [f"gone/{rank}" for rank in range(1, self.ranks)]
+            ):
+                time.sleep(_GLANCE)
+        except (RuntimeError, StageError):
+            return  # the store is gone with whoever kept it; that is not what went wrong
+        if error is None:
+            _leave()
+
+    # -------------------------------------------------------------------------- what the others do
+
+    def follow(self, dispatch: Dispatch, work: Work) -> None:
+        """Does what rank 0 hands out until it is through.
+
+        Args:
+            work: this rank's part of a stage in shards.
 
         Raises:
-            StageError: rank 0 gave up, or is gone.
+            StageError: this rank failed, or rank 0 gave up, or is gone.
         """
         while True:
             order = self._next()
@@ -135,31 +192,47 @@ class Crew:
             if isinstance(order, str):
                 time.sleep(_COURTESY)
                 raise StageError(f"rank 0 gave up, so rank {self.rank} ends: {order}")
+            if order.spec is None:
+                self._part(order.name, order.task, work)
+                continue
+            assert order.runtime is not None
             context = StageContext(
                 folder=order.folder,
                 inputs=order.inputs,
                 runtime=order.runtime,
                 progress=lambda done, total, note: None,
             )
-            with _explained(), self._alive():
+            with self._at(order.name), self._traced(order.folder):
                 dispatch(order.spec, context)
 
-    def end(self, error: str | None) -> None:
-        """Lets the others go, or tells them that this is given up; of rank 0."""
+    @contextmanager
+    def _traced(self, folder: Path) -> Iterator[None]:
         try:
-            self._send(error)
-        except RuntimeError:  # the store is gone with whoever kept it; that is not what went wrong
-            return
-        left = time.monotonic() + (10 if error is None else 0)
-        while time.monotonic() < left and not self._store.check(
-            [f"gone/{rank}" for rank in range(1, self.ranks)]
-        ):
-            time.sleep(_GLANCE)
-        if error is None:
-            _leave()
+            yield
+        except Exception:
+            with contextlib.suppress(OSError):  # the error itself is told all the same
+                log = folder / f"error-worker-{self.rank}.log"
+                atomic_write_text(log, traceback.format_exc())
+            raise
+
+    # ------------------------------------------------------------------------------------- of both
+
+    def _part(self, name: str, task: Any, work: Work) -> None:
+        """This rank's shards; then it waits for the others'."""
+        import torch.distributed as dist
+
+        from masters import ranks
+
+        with self._at(name):
+            with ranks.alone():
+                work(task, Share(index=self.rank, count=self.ranks))
+            dist.barrier(group=self._patient)
 
     def _send(self, order: _Order | str | None) -> None:
-        self._store.set(f"order/{self._orders}", pickle.dumps(order))
+        try:
+            self._store.set(f"order/{self._orders}", pickle.dumps(order))
+        except RuntimeError as error:
+            raise StageError(f"{_GONE} ({_first_line(error)}). {_AGAIN}") from error
         self._orders += 1
 
     def _next(self) -> _Order | str | None:
@@ -172,46 +245,70 @@ class Crew:
                 self._store.set(f"gone/{self.rank}", b"1")
         except RuntimeError as error:
             raise StageError(
-                f"rank {self.rank}: rank 0 is gone ({_first_line(error)}). {_AGAIN}"
+                f"rank {self.rank}: {_GONE} ({_first_line(error)}). {_AGAIN}"
             ) from error
         self._orders += 1
         return order
 
     @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """A rank that fails alone leaves the process group, so that the others hear of it."""
+    def _at(self, name: str) -> Iterator[None]:
+        """Within a stage of all: a rank that fails lets the others hear of it, and which it was."""
         try:
             yield
-        except BaseException:
-            import torch.distributed as dist
-
-            if dist.get_backend() == "gloo":  # nccl would first wait for those who wait for it
-                _leave()
+        except BaseException as error:
+            lost = isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST)
+            if not lost:
+                with contextlib.suppress(RuntimeError):
+                    said = f"rank {self.rank} failed: {_told(error).splitlines()[0]}"
+                    self._store.set(f"failed/{self.rank}", said)
+            self._hang_up()
+            if lost:
+                raise StageError(
+                    f"another rank of this run ended, or did not answer, in {name}: "
+                    f"{self._missed()} ({_first_line(error)}). {_AGAIN}"
+                ) from error
+            if self.rank > 0 and isinstance(error, Exception):
+                raise StageError(f"rank {self.rank} failed in {name}: {_told(error)}") from error
             raise
+
+    def _hang_up(self) -> None:
+        """Leaves the process group, so that whoever waits for this rank hears of it."""
+        import torch.distributed as dist
+
+        if dist.get_backend() == "gloo":  # nccl would first wait for those who wait for it
+            _leave()
+
+    def _missed(self) -> str:
+        """Which ranks failed, or are not here any more, as those say that are."""
+        try:
+            self._store.set(f"here/{self.rank}", b"1")
+            time.sleep(_COURTESY)
+            found = []
+            for rank in range(self.ranks):
+                if self._store.check([f"failed/{rank}"]):
+                    found.append(self._store.get(f"failed/{rank}").decode())
+                elif not self._store.check([f"here/{rank}"]):
+                    found.append(f"rank {rank} says nothing any more")
+        except RuntimeError:  # it kept the store
+            return _GONE
+        return "; ".join(found) or "what it printed says why"
 
 
 def _leave() -> None:
     import torch.distributed as dist
 
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-_AGAIN = "Run the same command again; it goes on from the last checkpoint"
+_GONE = (
+    "the store that the ranks meet at is gone, with torchrun, or without it rank 0, who keeps it"
+)
+_AGAIN = "Run the same command again; whole shards and the last checkpoint are kept"
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Says what it means when another rank is no longer there."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(said in str(error) for said in _LOST):
-            raise
-        time.sleep(_COURTESY)
-        raise StageError(
-            f"another rank of this run ended, or did not answer for {PATIENCE.seconds // 60} "
-            f"minutes ({_first_line(error)}); what it printed says why. {_AGAIN}"
-        ) from error
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
 
 
 def _first_line(error: BaseException) -> str:

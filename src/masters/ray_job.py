@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masters.dispatch import dispatch_stage, quiet_libraries
 from masters.errors import MastersError, StageError
 from masters.plan import Plan, make_plan, stage_is_done, write_plan
 from masters.recipe import load_recipe
-from masters.run import dispatch_stage, quiet_libraries, stage_tasks
+from masters.run import stage_tasks
 from masters.shares import Share
 from masters.stages.preflight import check
 from masters.workers import SHARED, Dispatch, Task, execute

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
 
 from rich.console import Console
 
@@ -26,98 +22,18 @@ from masters.artifacts import (
     tidy,
 )
 from masters.crew import join
+from masters.dispatch import dispatch_stage, quiet_libraries
 from masters.display import Display
-from masters.errors import (
-    Failure,
-    MastersError,
-    NonFiniteLossError,
-    StageError,
-    StagesFailedError,
-)
+from masters.errors import MastersError, StageError
+from masters.execution import Execute, by_all, by_one, follow, run_beside, run_here
 from masters.plan import Plan, Stage, stage_is_done, write_plan
 from masters.recipe import resolved_yaml
-from masters.shares import WHOLE, ShardsMissingError, Share, lacking
-from masters.specs import (
-    AnySpec,
-    EvaluateSpec,
-    GenerateSpec,
-    JudgeSpec,
-    MaskSpec,
-    ReportSpec,
-    ScoreSpec,
-    SignalSpec,
-    StageSpec,
-    TinyInit,
-    TrainSpec,
-)
+from masters.shares import WHOLE, Share
+from masters.specs import EvaluateSpec, ReportSpec, TinyInit, TrainSpec
 from masters.stages.preflight import check, check_engines, check_servers
-from masters.workers import Dispatch, Ended, Progressed, Task, Workers, configure, execute
+from masters.workers import Dispatch, Task
 
 REPORT = "report"
-_POLL_S = 1.0
-PRELOAD = (
-    "torch",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.processing_auto",
-    # What the tiny models of the demo and the tests need; each child would import it anew.
-    "transformers.models.qwen3_vl.modeling_qwen3_vl",
-    "transformers.models.qwen3_vl.processing_qwen3_vl",
-    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
-    "transformers.generation.utils",
-    "torch.optim.adamw",
-    *(
-        f"masters.stages.{kind}"
-        for kind in ("train", "mask", "generate", "judge", "score", "signal", "evaluate")
-    ),
-)
-"""What the fork server imports once for all children."""
-
-
-def dispatch_stage(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
-    """Runs one stage; returns the metrics its record keeps."""
-    if isinstance(spec, ReportSpec):
-        from masters.stages import report
-
-        return report.run(spec, context)
-    configure(context.runtime)
-    from masters.stages.out_of_memory import explained
-
-    with explained(spec, context.runtime):
-        return _computed(spec, context)
-
-
-def _computed(spec: StageSpec, context: StageContext) -> Mapping[str, Any]:
-    match spec:
-        case TrainSpec():
-            from masters.stages import train
-
-            return train.run(spec, context)
-        case MaskSpec():
-            from masters.stages import mask
-
-            return mask.run(spec, context)
-        case GenerateSpec():
-            from masters.stages import generate
-
-            return generate.run(spec, context)
-        case JudgeSpec():
-            from masters.stages import judge
-
-            return judge.run(spec, context)
-        case ScoreSpec():
-            from masters.stages import score
-
-            return score.run(spec, context)
-        case SignalSpec():
-            from masters.stages import signal
-
-            return signal.run(spec, context)
-        case EvaluateSpec():
-            from masters.stages import evaluate
-
-            return evaluate.run(spec, context)
-        case _:
-            assert_never(spec)
 
 
 def run_plan(
@@ -128,7 +44,7 @@ def run_plan(
     jobs: int | None = None,
     dispatch: Dispatch = dispatch_stage,
     console: Console | None = None,
-    share: Share = WHOLE,
+    share: Share | None = None,
     wait: bool = False,
 ) -> tuple[str, ...]:
     """Runs one plan; see `run_plans`."""
@@ -146,7 +62,7 @@ def run_plans(
     jobs: int | None = None,
     dispatch: Dispatch = dispatch_stage,
     console: Console | None = None,
-    share: Share = WHOLE,
+    share: Share | None = None,
     wait: bool = False,
     reported: bool = True,
 ) -> tuple[str, ...]:
@@ -163,7 +79,8 @@ def run_plans(
         jobs: stages at the same time; None: the recipes' ``runtime.jobs``.
         dispatch: runs one stage; with several jobs a module-level function.
         console: None: stderr.
-        share: which of several workers this is; such a one does one stage at a time.
+        share: which of several workers this is; such a one does one stage at a time. None: what
+            torchrun started runs the plans as one, which ``runtime.engine`` must allow.
         wait: where shards of other workers are missing, until they are there.
         reported: write the report at the end of whole runs.
 
@@ -176,19 +93,21 @@ def run_plans(
         MastersError: the work cannot begin.
     """
     # Workers that share stages by shard are no crew: each goes its own way.
-    crew = join([plan.recipe.runtime for plan in plans]) if share.whole else None
+    crew = join([plan.recipe.runtime for plan in plans]) if share is None else None
     if crew is not None and crew.rank > 0:
         quiet_libraries()
-        crew.follow(dispatch)
+        follow(crew, dispatch)
         return ()
     failed: str | None = "it was interrupted"
     shown = console or Console(stderr=True)
     try:
-        together = dispatch if crew is None else crew.leading(dispatch)
+        done_by = by_one(dispatch) if crew is None else by_all(crew, dispatch)
         jobs = jobs if crew is None else 1  # children would be outside of the crew
-        left = _run_plans(plans, until, only, jobs, together, shown, share, wait)
+        left = _run_plans(
+            plans, until, only, jobs, dispatch, done_by, shown, share or WHOLE, wait=wait
+        )
         if reported and not left and _whole(until, only):
-            report(plans, dispatch=together)
+            report(plans, dispatch=dispatch)
         failed = None
         return left
     except OSError as error:
@@ -210,8 +129,10 @@ def _run_plans(
     only: str | None,
     jobs: int | None,
     dispatch: Dispatch,
+    done_by: Execute,
     console: Console,
     share: Share,
+    *,
     wait: bool,
 ) -> tuple[str, ...]:
     _runnable(plans)
@@ -237,9 +158,9 @@ def _run_plans(
     ordered = sorted(todo, key=_urgency(plans))
     with Display(console, len(ordered)) as display:
         if jobs == 1 or len(ordered) == 1 or not share.whole:
-            left = _run_here(ordered, dispatch, display, wait=wait)
+            left = run_here(ordered, done_by, display, wait=wait)
         else:
-            left = _run_beside(ordered, dispatch, display, jobs)
+            left = run_beside(ordered, dispatch, display, jobs)
     return tuple(left)
 
 
@@ -418,104 +339,3 @@ def _height(plans: Sequence[Plan], folder: Path) -> int:
             if stage.folder == folder:
                 best = max(best, own)
     return best
-
-
-# ------------------------------------------------------------------------------------ doing it
-
-
-def _run_here(tasks: list[Task], dispatch: Dispatch, display: Display, *, wait: bool) -> list[str]:
-    """One after the other, in this process; returns the names of those left to other workers."""
-    left = list(tasks)
-    others: dict[Path, tuple[Task, ShardsMissingError]] = {}
-    while left or (wait and others):
-        task = _next_ready(left, running=[task for task, _ in others.values()])
-        if task is None:
-            if not wait:
-                break
-            task, _ = others.pop(_wait_for(others))
-        else:
-            left.remove(task)
-            display.start(task.name)
-        try:
-            missing = execute(
-                task,
-                dispatch,
-                lambda done, total, note, name=task.name: display.update(name, done, total, note),
-            )
-        except MastersError as error:
-            display.fail(task.name)
-            diverged = isinstance(error, NonFiniteLossError)
-            raise StagesFailedError([_failure(task, str(error), diverged=diverged)]) from error
-        if missing is None:
-            display.end(task.name, float(read_record(task.folder)["seconds"]))
-        else:
-            others[task.folder] = (task, missing)
-            display.rest(task.name, str(missing))
-    return [task.name for task in (*(task for task, _ in others.values()), *left)]
-
-
-def _wait_for(others: Mapping[Path, tuple[Task, ShardsMissingError]]) -> Path:
-    """The folder of the first of these stages whose shards are all there, or whose record is."""
-    while True:
-        for folder, (_, missing) in others.items():
-            if is_done(folder) or not lacking(missing.paths):
-                return folder
-        time.sleep(_POLL_S)
-
-
-def _run_beside(tasks: list[Task], dispatch: Dispatch, display: Display, jobs: int) -> list[str]:
-    """Up to ``jobs`` at a time, each in a child."""
-    workers = Workers(dispatch, PRELOAD)
-    left = list(tasks)
-    running: dict[str, Task] = {}
-    failures: list[Failure] = []
-    try:
-        while running or (left and not failures):
-            while left and not failures and len(running) < jobs:
-                task = _next_ready(left, running.values())
-                if task is None:
-                    break
-                left.remove(task)
-                running[task.name] = task
-                display.start(task.name)
-                workers.start(task)
-            for event in workers.events():
-                match event:
-                    case Progressed():
-                        display.update(event.name, event.done, event.total, event.note)
-                    case Ended(error=None):
-                        del running[event.name]
-                        display.end(event.name, event.seconds)
-                    case Ended(error=str(error), diverged=diverged):
-                        task = running.pop(event.name)
-                        failures.append(_failure(task, error, diverged=diverged))
-                        display.fail(event.name)
-    finally:
-        workers.kill()
-    if failures:
-        raise StagesFailedError(failures)
-    return []
-
-
-def _next_ready(left: Sequence[Task], running: Iterable[Task]) -> Task | None:
-    """The first task that waits for none of the others, or None."""
-    pending = {task.folder for task in (*left, *running)}
-    return next((task for task in left if pending.isdisjoint(task.inputs.values())), None)
-
-
-def _failure(task: Task, text: str, *, diverged: bool) -> Failure:
-    said = f"{task.name} failed: {text}\n  folder: {task.folder}"
-    if task.log.is_file():
-        said += f"\n  traceback: {task.log}"
-    return Failure(folder=task.folder, text=said, diverged=diverged)
-
-
-def quiet_libraries() -> None:
-    """Silences the chatter of libraries in this process and its children."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for name, value in {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        os.environ.setdefault(name, value)

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from masters.artifacts import StageContext
+from masters.dispatch import dispatch_stage
 from masters.plan import Plan, make_plan, stage_is_done
 from masters.recipe import load_recipe
-from masters.run import dispatch_stage, run_plan
+from masters.run import run_plan
 from masters.specs import AnySpec, GenerateSpec
 from tests.invariant import killing
 from tests.invariant.killing import Moment, differences

@@ -151,7 +151,7 @@ def _arm(moment: Moment | None, calls: Counter[str]) -> None:
 
 def _live(job: Job) -> None:
     """The child: runs the job and leaves its counts beside the log."""
-    from masters.run import dispatch_stage
+    from masters.dispatch import dispatch_stage
     from masters.stages import evaluate
     from masters.workers import execute
 
@@ -228,8 +228,8 @@ def _load_what_loads_late() -> None:
 def _serve() -> None:
     import torch
 
+    import masters.dispatch
     import masters.evaluation.page
-    import masters.run
     import masters.stages.evaluate
     import masters.stages.generate
     import masters.stages.judge
@@ -238,7 +238,7 @@ def _serve() -> None:
     import masters.stages.signal
     import masters.stages.train  # noqa: F401
 
-    masters.run.quiet_libraries()
+    masters.dispatch.quiet_libraries()
     torch.set_num_threads(1)
     _load_what_loads_late()
     for line in sys.stdin:

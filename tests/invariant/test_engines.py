@@ -20,6 +20,8 @@ from masters.recipe_engines import Vllm
 from masters.recipe_judge import ServerAddress
 from masters.specs import GenerateSpec, MaskSpec, ModelRef, Schedule, ServedRatio
 from masters.stages import generate, mask
+from masters.teachers.materialise import write_masked
+from masters.teachers.thresholds import load_thresholds
 from tests.running import environment
 
 from .model_server import ModelServer
@@ -188,6 +190,23 @@ def test_a_server_of_another_model_is_refused(
         spec = spec_of(folders[1], "server", served=names, ratios=RATIOS)
         with pytest.raises(StageError, match=r"big is not .* at masking ratio 3000/10000"):
             generate.run(spec, at)
+
+
+def test_a_server_is_checked_at_every_ratio(
+    folders: tuple[Path, Path], thresholds: Path, context: Any, tmp_path: Path
+) -> None:
+    """Right at the ratio that comes first, and the same model behind the others' names."""
+    found = load_thresholds(thresholds / "thresholds.json")
+    write_masked(folders[1], tmp_path / "masked", found, RATIOS[0])
+    names = tuple(ServedRatio(ratio=ratio, model="big") for ratio in RATIOS)
+    spec = spec_of(folders[1], "server", served=names, ratios=RATIOS)
+    with ModelServer(tmp_path / "masked", "big", logprobs=True) as server:
+        at = context({"thresholds": thresholds}, server=ServerAddress(url=server.url))
+        with pytest.raises(StageError, match=r"big is not .* at masking ratio 0/10000"):
+            generate.run(spec, at)
+    checks = json.loads((at.folder / "engine.json").read_text())["checks"]
+    assert [check["same"] for check in checks.values()] == [True, False]
+    assert not rows_of(at)
 
 
 def test_a_server_that_never_samples_is_refused(folders: tuple[Path, Path], context: Any) -> None:

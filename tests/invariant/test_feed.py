@@ -19,10 +19,10 @@ import torch
 from masters.artifacts import StageContext
 from masters.data.scenes import SceneQuestions
 from masters.data.tables import RESPONSES, SCORES, list_shards, read_shard, write_shard
+from masters.dispatch import dispatch_stage
 from masters.plan import Plan, read_plan
 from masters.read_ahead import ReadAhead
 from masters.recipe import Prompt
-from masters.run import dispatch_stage
 from masters.stages.opening import Prompts
 from masters.workers import Task
 from tests.invariant.killing import Job, Moment, Nursery, differences

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from masters import ranks
 from masters.errors import NonFiniteLossError, StageError
+from masters.models.feature_cache import FeatureStore, attach_features, cacheable
 from masters.models.shards import own_rows
 from masters.teachers.masked import MaskedTeacher
 from masters.teachers.measuring import measure_thresholds
@@ -285,6 +286,20 @@ def test_one_rank_is_one_process(folders: tuple[Path, Path], alone: Path, tmp_pa
     with one_rank():
         trained(0, Asked(folders=folders, out=tmp_path))
     check_same(tmp_path, alone)
+
+
+def test_features_of_a_spread_tower_are_not_kept(folders: tuple[Path, Path]) -> None:
+    """Ranks would run it unequally often, and wait for each other."""
+    with one_rank():
+        engine, tiny, other = Fsdp2(torch.device("cpu")), *map(load_tiny, folders)
+        for model in (tiny.model, other.model):
+            model.requires_grad_(False)
+            assert cacheable(model) == ("features", "")
+        student = engine.prepare_student(Student(tiny.model, precision=torch.float32))
+        for model in (student.vlm, engine.prepare_teacher(other.model)):
+            level, reason = cacheable(model)
+            assert level is None and "spread over ranks" in reason
+            assert attach_features(model, FeatureStore(1 << 30), "model") is None
 
 
 def test_what_single_cannot_read_is_said(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from masters import load_recipe, make_plan
 from masters.artifacts import StageContext
+from masters.dispatch import dispatch_stage
 from masters.errors import StageError
 from masters.generation.engine import TransformersEngine
 from masters.models.memory import doing, is_out_of_memory
 from masters.plan import read_plan
-from masters.run import dispatch_stage
 from masters.stages import opening, out_of_memory
 from masters.training import student, teacher_signal
 from masters.training.token_scores import token_scores

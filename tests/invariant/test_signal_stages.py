@@ -14,9 +14,9 @@ import torch
 
 from masters.artifacts import StageContext
 from masters.data.tables import shard_name
+from masters.dispatch import dispatch_stage
 from masters.errors import StageError
 from masters.plan import Plan, Stage, read_plan
-from masters.run import dispatch_stage
 from masters.sizes import plan_sizes
 from masters.specs import SignalSpec
 from masters.stages import opening

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from masters.errors import RecipeError
-from masters.estimate.cluster import load_cluster
+from masters.estimate.changes import apply_change, first_change
+from masters.estimate.cluster import load_cluster, shipped_clusters
+from masters.estimate.jobs import place
 from masters.estimate.plan import estimate_plan
+from masters.estimate.stages import Jobs
+from masters.estimate.workload import workload_of
 from masters.plan import Plan, make_plan
 from masters.recipe import load_recipe, recipe_from_yaml, resolved_yaml
 from masters.recipe_file import shipped
@@ -89,6 +93,32 @@ def test_a_profile_fits_what_it_says_it_fits(
     plan = make_plan(load_recipe(path, profile), tmp_path / "out")
     found = estimate_plan(plan, load_cluster(cluster, gpus=gpus))
     assert {stage.name: stage.change for stage in found.stages if not stage.fits} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", (*REAL_PROFILES, "tiny"))
+@pytest.mark.parametrize("name", (*RECIPES, *LADDERS))
+def test_the_first_change_is_enough_on_every_cluster(
+    name: str, profile: str, tmp_path: Path
+) -> None:
+    """Whatever does not fit does with the change applied as one types it, the recipe read anew."""
+    text = MID if name in LADDERS else REAL
+    for role, size in (("student", "8B"), ("teacher", "32B"), ("mid", "8B")):
+        text = text.replace(f"org/{role}", str(CONFIGS / f"Qwen3-VL-{size}-Instruct"))
+    path = tmp_path / f"my_{name}.yaml"
+    path.write_text(f"extends: {name}\n{text if profile != 'tiny' else ''}")
+    recipe = load_recipe(path, profile)
+    plan = make_plan(recipe, tmp_path / "out")
+    for cluster in (load_cluster(one, gpus=n) for one in shipped_clusters() for n in (None, 1)):
+        jobs = Jobs(recipe, plan.questions, cluster, workload_of(recipe))
+        for stage in plan.by_name:
+            if place(jobs.job(stage), cluster).fits:
+                continue
+            change = first_change(jobs, stage)
+            assert change is not None, (cluster.name, cluster.gpus, stage)
+            anew, on = load_recipe(path, profile, change.sets), apply_change(cluster, change)
+            changed = Jobs(anew, plan.questions, on, workload_of(anew))
+            assert place(changed.job(stage), on).fits, (cluster.name, stage, str(change))
 
 
 def test_the_shapes(tmp_path: Path) -> None:

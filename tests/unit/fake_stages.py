@@ -74,3 +74,33 @@ def never_ends(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
     (context.folder / "pid").write_text(str(os.getpid()))
     time.sleep(60)
     return {}
+
+
+def by_ranks(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """As `shares`; a train stage is of all ranks, who meet in it, and rank 0 writes who they are.
+
+    What ``RANK_ENDS`` says (kind of stage:raises or killed) happens to rank 1 there, before it has
+    done its part.
+    """
+    from masters import ranks
+
+    kind, _, how = os.environ.get("RANK_ENDS", "").partition(":")
+    if spec.kind == kind and os.environ["RANK"] == "1":
+        if how == "raises":
+            raise ZeroDivisionError("division by zero")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if spec.kind != "train":
+        return shares(spec, context)
+    pids = ranks.gathered(os.getpid())
+    if ranks.rank() == 0:
+        works(spec, context)
+    return {"pids": pids}
+
+
+def waits(spec: AnySpec, context: StageContext) -> Mapping[str, Any]:
+    """As `by_ranks`, but masks take until the store of the ranks is gone."""
+    if spec.kind == "mask":
+        (context.folder / "waits").touch()
+        while not (context.folder / "go on").exists():
+            time.sleep(0.05)
+    return by_ranks(spec, context)

@@ -75,8 +75,12 @@ def test_the_json_of_a_plan(tmp_path: Path) -> None:
     got = json.loads(done.stdout)
     names = list(make_plan(load_recipe(path, "one_gpu"), tmp_path / "o").by_name)
     assert [stage["name"] for stage in got["stages"]] == names
+    promised = {"name", "kind", "fits", "memory_gb", "gpu_hours", "hours"}
+    also = {"status", "gpus", "memory", "change", "flops", "disk_gb", "notes"}  # docs/scaling.md
+    of_all = {"gpu_hours", "hours", "fits", "disk_gb", "disk_fits", "cluster", "assumed"}
+    assert got.keys() == {"stages", *of_all}
     for stage in got["stages"]:
-        assert {"name", "kind", "fits", "memory_gb", "gpu_hours", "hours"} <= stage.keys()
+        assert stage.keys() == promised | also
         assert stage["kind"] == stage["name"].split("/")[0]
         assert stage["gpu_hours"] == pytest.approx(stage["hours"] * stage["gpus"])
         assert stage["memory_gb"] == pytest.approx(sum(stage["memory"].values()), abs=0.01)
@@ -149,6 +153,10 @@ def broken(folder: Path, **changed: Any) -> Path:
         ({"memory_gb": -1}, "memory_gb is -1; expected greater than 0"),
         ({"gpus": 12}, "12 GPUs in nodes of 8; expected fewer than a node has, or whole nodes"),
         ({"tflops": {"bf16": 312}}, "tflops.fp32 is missing"),
+        ({"bandwidth_gb_s": 0}, "bandwidth_gb_s is 0; expected greater than 0"),
+        ({"node_gb_s": float("inf")}, "node_gb_s is inf; expected a finite number"),
+        ({"memory_gb": float("nan")}, "memory_gb is nan; expected a finite number"),
+        ({"tflops": {"bf16": 312, "fp32": 19, "fp8": 624}}, "tflops.fp8 is not a key"),
         ({"device": "tpu"}, "device is 'tpu'; expected 'cuda' or 'cpu'"),
         ({"efficiency": {}}, "efficiency.train is missing"),
     ],
@@ -168,6 +176,9 @@ def test_a_share_of_the_peak_is_a_share(tmp_path: Path) -> None:
     path = broken(tmp_path, efficiency={**efficiency, "train": 40})
     with pytest.raises(RecipeError, match=r"efficiency\.train is 40\.0; expected a share above 0"):
         load_cluster(path)
+    endless = {**efficiency, "layer_seconds": float("inf")}
+    with pytest.raises(RecipeError, match=r"layer_seconds\.value is inf; expected a finite"):
+        load_cluster(broken(tmp_path, efficiency=endless))
     bare = broken(tmp_path, efficiency={**efficiency, "train": 0.4})
     assert load_cluster(bare).efficiency.train.source == "assumed"
 

@@ -32,7 +32,7 @@ from tests.unit import fake_stages
 
 @pytest.fixture(autouse=True)
 def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masters.run.PRELOAD", ())
+    monkeypatch.setattr("masters.execution.PRELOAD", ())
 
 
 def plan_of(out: Path, *overrides: str, recipe: str = "masters", seed: int | None = None) -> Plan:

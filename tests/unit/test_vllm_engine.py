@@ -161,6 +161,7 @@ def test_a_worker_that_hangs_is_ended(
 
 
 FAKE_VLLM = """
+import os
 import sys
 from types import SimpleNamespace
 __version__ = "fake"
@@ -171,6 +172,7 @@ class SamplingParams:
 class LLM:
     def __init__(self, **options):
         print("INFO: loading", options["model"])
+        assert not {"RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"} & os.environ.keys()
     def generate(self, prompts, params, use_tqdm):
         found = []
         for prompt, param in zip(prompts, params):
@@ -187,12 +189,19 @@ class LLM:
 """
 
 
-def test_the_worker_itself(open_engine: Any, tmp_path: Path) -> None:
-    """What vLLM prints goes to the log, pictures arrive whole, every setting is its own."""
+def test_the_worker_itself(
+    open_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM prints goes to the log, pictures arrive whole, every setting is its own.
+
+    Started by a rank of torchrun, it is none.
+    """
     from PIL import Image
 
     from masters.generation.pictures import png_files
 
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "1")
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").write_text(FAKE_VLLM)
     python = tmp_path / "python"  # as an interpreter that has vLLM among its packages

@@ -16,9 +16,9 @@ from masters.ablation.tuning import Tuning, tuning_of
 from masters.ablation.views import arms_table, outcome_table, plan_table
 from masters.ablation.writing import check_place, write_results
 from masters.crew import started
+from masters.dispatch import dispatch_stage
 from masters.errors import Failure, MastersError, StageError
 from masters.plan import Plan
-from masters.run import dispatch_stage
 from masters.workers import Dispatch
 
 _KNOWN_PLACES = ("benchmarks", "docs")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from masters.dispatch import dispatch_stage
 from masters.errors import Failure, StagesFailedError
 from masters.plan import Plan, stage_is_done
-from masters.run import dispatch_stage, run_plans
+from masters.run import run_plans
 from masters.workers import Dispatch
 
 

@@ -14,10 +14,10 @@ from masters.ablation.arms import Arms, Key, Value, last_training, train_stages,
 from masters.ablation.running import run_past_failures
 from masters.ablation.suite import Suite, Tune
 from masters.artifacts import atomic_write_text
+from masters.dispatch import dispatch_stage
 from masters.errors import Failure, StageError
 from masters.evaluation.readings import read_json_lines
 from masters.plan import Plan, Stage, stage_is_done
-from masters.run import dispatch_stage
 from masters.workers import Dispatch
 
 FILE = "tuned.json"

@@ -195,8 +195,8 @@ class _Work:
             self._measuring.progress = progress
             return self._measuring
         from masters.calibration.measuring import Answers, Asking, Measuring
+        from masters.dispatch import quiet_libraries
         from masters.models.load import DTYPES
-        from masters.run import quiet_libraries
         from masters.stages.opening import Prompts, open_model
         from masters.stages.sight import check_sees_image
         from masters.teachers.measuring import measure_thresholds

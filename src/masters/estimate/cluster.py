@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from masters.errors import RecipeError
 from masters.recipe_errors import dotted, nearest, short
@@ -17,6 +17,8 @@ SHIPPED = Path(__file__).parents[1] / "clusters"
 
 class Assumed(Section):
     """A number that no data sheet has."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     value: NotNegative
     source: str = "assumed"
@@ -75,6 +77,8 @@ class Efficiency(Section):
 class Tflops(Section):
     """Peak of dense matrix products, in 1e12 operations a second."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     bf16: Positive
     fp32: Positive
 
@@ -85,6 +89,8 @@ class Tflops(Section):
 
 class Cluster(Section):
     """GPUs of one kind. ``gb`` is 1e9 bytes."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str
     device: Literal["cuda", "cpu"] = "cuda"

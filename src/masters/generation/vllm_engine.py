@@ -24,6 +24,10 @@ from masters.models.load import TokenIds
 WORKER = Path(__file__).with_name("vllm_worker.py")
 _TAIL_LINES = 20
 _STOP_SECONDS = 20.0
+_OF_RANKS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "ROLE_", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_",
+)  # fmt: skip
 _FORBIDDEN = -100.0  # the lowest bias that vLLM takes
 
 
@@ -40,6 +44,14 @@ class VllmRequest:
     ids: Sequence[int]
     images: Sequence[bytes]
     keys: tuple[SampleKey, ...]
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what torchrun says of the ranks that it started.
+
+    vLLM would take its own processes for some of them, and wait for a store that is not theirs.
+    """
+    return {name: value for name, value in environment.items() if not name.startswith(_OF_RANKS)}
 
 
 class VllmEngine:
@@ -86,6 +98,7 @@ class VllmEngine:
                 self._process = subprocess.Popen(
                     [python, "-I", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=sink, text=True, encoding="utf-8", start_new_session=True,
+                    env=without_ranks(os.environ),
                 )  # fmt: skip
         except OSError as error:
             raise StageError(

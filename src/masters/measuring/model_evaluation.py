@@ -19,6 +19,7 @@ from masters.artifacts import (
     is_done,
     read_record,
 )
+from masters.dispatch import dispatch_stage, quiet_libraries
 from masters.display import Display
 from masters.drafts import Drafts
 from masters.errors import RecipeError
@@ -27,7 +28,6 @@ from masters.evaluation_drafts import evaluate_spec
 from masters.fingerprints import Contents, stage_fingerprint
 from masters.named_models import model_name, model_path
 from masters.recipe import Recipe, load_recipe
-from masters.run import dispatch_stage, quiet_libraries
 from masters.specs import EvaluateSpec, ModelRef
 from masters.stages.preflight import check, check_servers
 from masters.workers import Task, execute

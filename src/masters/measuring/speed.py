@@ -74,7 +74,7 @@ def measure_speed(subjects: Subjects, load: Load, out: Path, command: Sequence[s
     Raises:
         MastersError: a model or the data cannot be opened, or nothing can be told.
     """
-    from masters.run import quiet_libraries
+    from masters.dispatch import quiet_libraries
     from masters.workers import configure
 
     quiet_libraries()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from masters import ranks
 from masters.crew import PATIENCE, backend_for, own_device
 from masters.models.devices import find_device
 from masters.recipe import Runtime
@@ -16,7 +17,9 @@ def open_engine(runtime: Runtime) -> Engine:
     """The engine of ``runtime.engine``, over the ranks that run this stage."""
     if runtime.engine == "single":
         return Single()
-    device = own_device(find_device(runtime.device, key="runtime.device"))
+    device = find_device(runtime.device, key="runtime.device")
+    if ranks.count() > 1:  # whoever works alone may see one device only, whatever its number is
+        device = own_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():  # nobody else: one rank, which needs no address
