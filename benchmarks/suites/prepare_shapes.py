@@ -10,7 +10,8 @@ answer before anything is written: 99.8 % or more must agree.
 writes `official.jsonl` (all official rows, shuffled) and `recombined.jsonl`: new pictures made of
 official cells, of rows that are not among the first HELD_OUT of `official.jsonl`, with the official
 questions (but the five whose answer never changes), yes and no in equal number. Pictures are
-enlarged from 30 to 48 pixels, so that a cell is one visual token of the tiny models.
+enlarged from 30 to 48 pixels, so that a cell is one visual token of the tiny models, and inverted:
+the tiny models take a light background for nothing, SHAPES' is black.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def main() -> None:
 
 def _row(folder: Path, name: str, nine: dict, question: str, answer: str) -> str:
     rows = [np.concatenate([nine[row, column] for column in range(3)], axis=1) for row in range(3)]
-    picture = Image.fromarray(np.concatenate(rows)).resize((48, 48), Image.Resampling.NEAREST)
+    pixels = 255 - np.concatenate(rows)
+    picture = Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST)
     picture.save(folder / "images" / f"{name}.png")
     said = {"id": name, "image": f"images/{name}.png", "question": question, "answer": answer}
     return json.dumps({**said, "choices": ["yes", "no"]}) + "\n"
