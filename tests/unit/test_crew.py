@@ -27,7 +27,7 @@ from masters.shares import WHOLE
 from tests.unit import fake_stages
 
 #: A loaded machine takes its time to import torch twice.
-PATIENCE = 120
+PATIENCE = 300
 
 
 def plan_of(out: Path, *sets: str) -> Plan:
