@@ -4,9 +4,9 @@
 
 TEACHER and STUDENT are model folders (``model/`` in the stage that taught them; `masters ablate
 SUITE --plan` names the stages), PROFILE is the suite's. On the validation questions: greedy
-accuracy; and, at the tokens of the whole teacher's own greedy answers, mean over answers of the mean
-over tokens, in nats: entropy, JSD to the whole teacher, JSD to the student; and the temperature at
-which the whole teacher has the masked one's entropy (`mask.kind: softness`), by bisection.
+accuracy. At the tokens of the whole teacher's own greedy answers, means over answers of means over
+tokens, in nats: entropy, JSD to the whole teacher, JSD to the student; and the temperature at which
+the whole teacher has the masked one's entropy (`mask.kind: softness`), by bisection.
 """
 
 from __future__ import annotations
