@@ -390,6 +390,15 @@ def _terms_fed(method: Method) -> None:
             )
     if all(term.weight == 0 for term in method.objective):
         raise _wrong(("method", "objective"), "has only weights of 0; expected one above 0")
+    distillation = method.rewards.distillation
+    if distillation is None or distillation.earned_by == "all":
+        return
+    if method.rewards.accuracy is None or not distillation.normalise:
+        raise _wrong(
+            ("method", "rewards", "distillation", "earned_by"),
+            "is 'right', but nothing says what is right, or -D itself is the reward; expected "
+            "method.rewards.accuracy, and normalise: true",
+        )
 
 
 def _storable(method: Method) -> None:
