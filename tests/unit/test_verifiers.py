@@ -237,7 +237,7 @@ def test_content(response: str, label: str, verdict: tuple[float, str]) -> None:
 def test_auto_picks_the_first_rule_that_fits() -> None:
     assert rule_for(_question("dog", choices=_OPTIONS)) == "choice"
     assert rule_for(_question("2", training_label="there are two")) == "content"
-    assert rule_for(_question("2", training_label="2")) == "numeric"
+    assert rule_for(_question("2", training_label="2")) == "content"
     assert rule_for(_question("1,200")) == "numeric"
     assert rule_for(_question("two")) == "numeric"
     assert rule_for(_question("a dog")) == "normalised"
