@@ -47,6 +47,8 @@ class DistillationReward(Section):
     """Spans below this (nats) give every response 1."""
     normalise: bool = True
     """Min-max over the question's responses; otherwise -D itself."""
+    earned_by: Literal["all", "right"] = "all"
+    """right: times the accuracy reward, so that what is easy and wrong earns nothing."""
 
 
 class Rewards(Section):

@@ -13,21 +13,7 @@ if TYPE_CHECKING:
 
 def terms_fed(method: Method) -> None:
     """Every term is there once and has what it reads, and all mean the same divergence."""
-    divergences = {_divergence(t) for t in method.objective if t.kind in DIVERGENCES}
-    if len({kind for kind, *_ in divergences}) > 1:
-        raise wrong(
-            ("method", "objective"),
-            "has both jsd and skew_kl, and a token has one divergence; expected one of the kinds",
-        )
-    if len(divergences) > 1:
-        jsd = any(term.kind == "jsd" for term in method.objective)
-        keys = (
-            "jsd terms of different beta" if jsd else "skew_kl terms of different direction, alpha"
-        )
-        raise wrong(
-            ("method", "objective"),
-            f"has {keys} or temperature; expected the same for all",
-        )
+    _one_divergence(method)
     group = method.responses.teacher + method.responses.student
     kinds = [(term.kind, term.on) for term in method.objective]
     for index, term in enumerate(method.objective):
@@ -71,6 +57,38 @@ def terms_fed(method: Method) -> None:
             )
     if all(term.weight == 0 for term in method.objective):
         raise wrong(("method", "objective"), "has only weights of 0; expected one above 0")
+    _earned(method)
+
+
+def _one_divergence(method: Method) -> None:
+    divergences = {_divergence(t) for t in method.objective if t.kind in DIVERGENCES}
+    if len({kind for kind, *_ in divergences}) > 1:
+        raise wrong(
+            ("method", "objective"),
+            "has both jsd and skew_kl, and a token has one divergence; expected one of the kinds",
+        )
+    if len(divergences) > 1:
+        jsd = any(term.kind == "jsd" for term in method.objective)
+        keys = (
+            "jsd terms of different beta" if jsd else "skew_kl terms of different direction, alpha"
+        )
+        raise wrong(
+            ("method", "objective"),
+            f"has {keys} or temperature; expected the same for all",
+        )
+
+
+def _earned(method: Method) -> None:
+    """What only right answers earn needs to know which are right."""
+    distillation = method.rewards.distillation
+    if distillation is None or distillation.earned_by == "all":
+        return
+    if method.rewards.accuracy is None or not distillation.normalise:
+        raise wrong(
+            ("method", "rewards", "distillation", "earned_by"),
+            "is 'right', but nothing says what is right, or -D itself is the reward; expected "
+            "method.rewards.accuracy, and normalise: true",
+        )
 
 
 def _divergence(term: Any) -> tuple[object, ...]:

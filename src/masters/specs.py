@@ -25,13 +25,13 @@ from masters.recipe import (
 )
 
 NUMERICS: dict[str, int] = {
-    "train": 2,
+    "train": 3,
     "mask": 1,
     "generate": 2,
-    "judge": 3,
+    "judge": 4,
     "score": 1,
     "signal": 1,
-    "evaluate": 3,
+    "evaluate": 4,
 }
 """Raised by one whenever a stage's code starts to give other numbers for the same spec."""
 

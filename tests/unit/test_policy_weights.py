@@ -14,7 +14,11 @@ from masters.training.groups import Group, Response, make_rows
 from masters.training.objective import GrpoTerm, RewardSettings, StepSums, micro_batch_loss
 
 
-def slopes(term: GrpoTerm) -> list[float]:
+def slopes(
+    term: GrpoTerm,
+    rewards: RewardSettings = RewardSettings(distillation=False),  # noqa: B008
+    divergence: tuple[float, ...] = (0.0,) * 4,
+) -> list[float]:
     """d loss / d log pi of a right answer (2 tokens) of the teacher and two wrong student ones."""
     answers = (((1, 2), "teacher", 1.0), ((3,), "student", 0.0), ((4,), "student", 0.0))
     responses = tuple(
@@ -27,8 +31,8 @@ def slopes(term: GrpoTerm) -> list[float]:
     )
     logp_N = torch.full((4,), -1.0, dtype=torch.float64, requires_grad=True)
     loss, _ = micro_batch_loss(
-        rows, torch.zeros_like(logp_N), logp_N, terms=(term,),
-        rewards=RewardSettings(distillation=False), questions=1, sums=StepSums(),
+        rows, torch.tensor(divergence, dtype=torch.float64), logp_N, terms=(term,),
+        rewards=rewards, questions=1, sums=StepSums(),
     )  # fmt: skip
     loss.backward()
     assert logp_N.grad is not None
@@ -49,6 +53,20 @@ def test_the_floor_reaches_the_loss() -> None:
     assert slopes(GrpoTerm(min_std=2.0)) == pytest.approx(expected, abs=1e-7)
 
 
+def test_what_is_easy_and_wrong_earns_nothing() -> None:
+    """D = 0.2 (right), 0.1, 0.3 (wrong): R_distill = 0.5, 1, 0.
+
+    Earned by all, R = 1.5, 1, 0: mean 5/6, std sqrt(7/12). By right answers, R = 1.5, 0, 0, whose
+    advantages are those of 1, 0, 0.
+    """
+    divergence, std = (0.25, 0.15, 0.1, 0.3), (7 / 12) ** 0.5
+    all_of_them = slopes(GrpoTerm(), RewardSettings(), divergence)
+    expected = [-(2 / 3) / std / 6, -(2 / 3) / std / 6, -(1 / 6) / std / 3, (5 / 6) / std / 3]
+    assert all_of_them == pytest.approx(expected, abs=1e-7)
+    right = slopes(GrpoTerm(), RewardSettings(earned_by_right=True), divergence)
+    assert right == pytest.approx(slopes(GrpoTerm()), abs=1e-7)
+
+
 def test_what_the_keys_become() -> None:
     assert _term(Grpo()) == GrpoTerm()
     assert _term(Grpo(students_only=True)) == GrpoTerm(teacher_weight=0.0)
@@ -64,6 +82,11 @@ def test_what_the_keys_become() -> None:
         ),
         ("method.objective.0.teacher_weight=1.5", "teacher_weight"),
         ("method.objective.0.min_std=-1", "min_std"),
+        (
+            "method.rewards={accuracy: null, distillation: {earned_by: right}}",
+            "nothing says what is right",
+        ),
+        ("method.rewards.distillation={earned_by: right, normalise: false}", "normalise: true"),
     ],
 )
 def test_refused(override: str, said: str) -> None:

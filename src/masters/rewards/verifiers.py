@@ -120,12 +120,12 @@ def _against_all(
 def rule_for(question: Question) -> Rule:
     """The rule that "auto" stands for: the first that fits the question.
 
-    "choice" with choices; "content" where the training label is worded differently from the label;
-    "numeric" where the label is a number (in digits or words); "normalised" otherwise. A year is a
+    "choice" with choices; "content" where labels are worded in several ways (also where this one
+    happens to be the bare answer: every valid wording is right, for all questions alike); "numeric" where the label is a number (in digits or words); "normalised" otherwise. A year is a
     number too: name "normalised" for data where 5 % is too kind.
     """
     if question.choices:
         return "choice"
-    if question.training_label not in (None, question.label):
+    if question.training_label is not None:
         return "content"
     return "numeric" if is_number(question.label or "") else "normalised"

@@ -201,6 +201,7 @@ def _rewards(spec: TrainSpec) -> RewardSettings:
         distillation=distillation is not None,
         min_span=1e-4 if distillation is None else distillation.min_span,
         normalise=distillation is None or distillation.normalise,
+        earned_by_right=distillation is not None and distillation.earned_by == "right",
     )
 
 

@@ -74,6 +74,7 @@ class RewardSettings:
     distillation: bool = True
     min_span: float = 1e-4
     normalise: bool = True
+    earned_by_right: bool = False
 
 
 @dataclass(kw_only=True)
@@ -288,15 +289,17 @@ def _advantages(
     for g, group in enumerate(rows.groups):
         chosen = [j for j, r in enumerate(group.responses) if r.source != LABEL]
         reward_G = torch.zeros(len(chosen), dtype=torch.float64)
+        accuracy = [_verdict(group.responses[j]) for j in chosen] if rewards.accuracy else []
         if rewards.distillation:
             d_G = torch.stack([divergence_U[rows.row_of[g][j]] for j in chosen]).cpu()
             distilled_G = distillation_reward(
                 d_G, min_span=rewards.min_span, normalise=rewards.normalise
             )
+            if rewards.earned_by_right:
+                distilled_G *= torch.tensor(accuracy, dtype=torch.float64)
             reward_G += distilled_G
             _log_rewards(sums, "distillation", group.responses, chosen, distilled_G.tolist())
         if rewards.accuracy:
-            accuracy = [_verdict(group.responses[j]) for j in chosen]
             reward_G += torch.tensor(accuracy, dtype=torch.float64)
             _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
         advantage_G = group_advantages(reward_G, min_std=min_std)
