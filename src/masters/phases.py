@@ -12,7 +12,7 @@ from masters.evaluation_drafts import draft_evaluations
 from masters.lineage import STUDENT, Version
 from masters.ratios import ratio_parts
 from masters.recipe import Phase, Recipe
-from masters.recipe_checks import compared_by, compares, judges
+from masters.recipe_needs import compared_by, compares, judges
 from masters.specs import (
     GenerateSpec,
     JudgeSpec,

@@ -5,20 +5,31 @@ Defaults are the paper's (arXiv 2512.22238) where it names a value; docs/methods
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from masters import recipe_checks, recipe_errors, recipe_file
+from masters import recipe_checks, recipe_errors, recipe_file, recipe_phase_checks
 from masters.errors import RecipeError
 from masters.parts import PARTS, Part
 from masters.ratios import mask_ratios
-from masters.recipe_engines import Served, Vllm
+from masters.recipe_engines import Served
+from masters.recipe_engines import Vllm as Vllm
 from masters.recipe_judge import Judge as Judge
-from masters.recipe_judge import ServerAddress
+from masters.recipe_judge import ServerAddress as ServerAddress
+from masters.recipe_models import Lora as Lora
+from masters.recipe_models import Models
+from masters.recipe_models import ModelSource as ModelSource
+from masters.recipe_models import Sft as Sft
+from masters.recipe_objective import AccuracyRule, Rewards, Term
+from masters.recipe_objective import DistillationReward as DistillationReward
+from masters.recipe_objective import Grpo as Grpo
+from masters.recipe_objective import Jsd as Jsd
+from masters.recipe_objective import Nll as Nll
+from masters.recipe_objective import SkewKl as SkewKl
 from masters.recipe_parts import Columns as Columns
 from masters.recipe_parts import (
     Count,
@@ -37,6 +48,7 @@ from masters.recipe_parts import JsonlSource as JsonlSource
 from masters.recipe_parts import LlavaSource as LlavaSource
 from masters.recipe_parts import ScenesSource as ScenesSource
 from masters.recipe_parts import WebdatasetSource as WebdatasetSource
+from masters.recipe_runtime import Runtime
 
 
 class Data(Section):
@@ -52,75 +64,6 @@ class Data(Section):
     """Use only the first so many questions of all three: a smoke run."""
     count: Count | None = None
     """The number of training questions, to plan while the files are not here."""
-
-
-# -------------------------------------------------------------------------------------- models
-
-
-class Sft(Section):
-    """How a tiny model is taught on labels before the method begins."""
-
-    data: DataSource | None = None
-    """null: the recipe's training data, all of it."""
-    steps: Count = 1000
-    lr: Positive = 2e-3
-    questions_per_step: Count = 96
-    seed: int = 0
-    """Of its weights and its order; not the method's."""
-    betas: tuple[Unit, Unit] = (0.9, 0.98)
-    weight_decay: NotNegative = 0.0
-    schedule: Literal["constant", "linear"] = "linear"
-    warmup_steps: Whole = 0
-    validate_every: Count | None = None
-    """Validate every so many steps; null: ten times in all."""
-
-
-class Lora(Section):
-    """Low-rank adapters in place of the student's own weights: package peft.
-
-    Only they are trained; at the end of each phase they are merged into the student.
-    """
-
-    rank: Count = 16
-    alpha: Positive = 32.0
-    """The adapters' weight, over the rank: W + alpha / rank * B A."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("language",)
-    """Which parts of the student get adapters."""
-    targets: tuple[str, ...] = ()
-    """Patterns of module names; empty: every Linear layer of those parts. Never the head."""
-
-
-class ModelSource(Section):
-    """A model from a folder or the hub (``path``), or a tiny one made on the spot (``tiny``)."""
-
-    name: str = Field(default="student", pattern=r"^[A-Za-z0-9_.-]+$")
-    """What phases and stages call it."""
-    path: str | None = None
-    """A transformers folder or a hub name."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub."""
-    tiny: str | None = None
-    """A preset of a tiny model with the architecture of a real one."""
-    sft: Sft | None = None
-    """How the tiny model is taught; it becomes a train stage of its own."""
-    freeze: tuple[Part, ...] = ()
-    """Parts of the student that keep their weights; the output head counts as language."""
-    lora: Lora | None = None
-    """Train low-rank adapters only, of the student; null: the weights themselves."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> ModelSource:
-        recipe_checks.one_origin(self)
-        return self
-
-
-class Models(Section):
-    """Who learns, and from whom."""
-
-    student: ModelSource
-    teachers: tuple[ModelSource, ...] = ()
-    """Smallest first. Each has a name that phases refer to, as their teacher or as who learns."""
 
 
 class Prompt(Section):
@@ -173,8 +116,8 @@ class Mask(Section):
 
     @model_validator(mode="after")
     def _multiple(self) -> Mask:
-        recipe_checks.whole_multiple(self)
-        recipe_checks.temperatures_for_softness(self)
+        recipe_phase_checks.whole_multiple(self)
+        recipe_phase_checks.temperatures_for_softness(self)
         return self
 
 
@@ -221,111 +164,6 @@ class Responses(Section):
     """Every masked teacher answers every question, not only those it is trained on."""
 
 
-class AccuracyRule(Section):
-    """Eq. 6: is a response right? By rule, or by an LLM judge."""
-
-    kind: Literal["rule", "judge"] = "rule"
-    rule: Literal[
-        "exact", "normalised", "numeric", "choice", "yes_no",
-        "relaxed", "anls", "vqa", "quantity", "list", "set", "auto",
-    ] = "auto"  # fmt: skip
-    """auto: choice where there are choices, numeric where the label is one,
-    content where labels are worded in several ways, else normalised.
-    relaxed (ChartQA), anls (DocVQA) and vqa (VQA v2) are those benchmarks' own."""
-    judge: Judge | None = None
-    """Who judges, with kind: judge; null: a rule does."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_judge_for_its_kind(cls, value: Any) -> Any:
-        """`kind: judge` alone means a judge with its defaults."""
-        if isinstance(value, Mapping) and value.get("kind") == "judge":
-            return {**value, "judge": value.get("judge") or {}}
-        return value
-
-    @model_validator(mode="after")
-    def _of_one_kind(self) -> AccuracyRule:
-        recipe_checks.judge_in_its_seat(self)
-        return self
-
-
-class DistillationReward(Section):
-    """Eq. 7: the closer to the teacher among a question's responses, the better."""
-
-    min_span: Positive = 1e-4
-    """Spans below this (nats) give every response 1."""
-    normalise: bool = True
-    """Min-max over the question's responses; otherwise -D itself."""
-    earned_by: Literal["all", "right"] = "all"
-    """right: times the accuracy reward, so that what is easy and wrong earns nothing."""
-
-
-class Rewards(Section):
-    """R = accuracy + distillation, either may be null."""
-
-    accuracy: AccuracyRule | None = AccuracyRule()
-    distillation: DistillationReward | None = DistillationReward()
-
-
-class Grpo(Section):
-    """The policy term (Eq. 8 to 10)."""
-
-    kind: Literal["grpo"] = "grpo"
-    weight: NotNegative = 1.0
-    kl: NotNegative = 0.1
-    """beta, the weight of the KL to the reference; 0: no reference is scored."""
-    clip: Positive = 0.2
-    """epsilon; never acts with one update per batch."""
-    on: Literal["responses"] = "responses"
-    students_only: bool = False
-    """Only the student's own responses carry the policy term; advantages still pool both. The same
-    as ``teacher_weight: 0``."""
-    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Weight of the policy term on the teacher's responses."""
-    min_std: NotNegative = 0.0
-    """Advantages are (R - mean) / max(std, min_std); 0: the paper's."""
-    reference: Literal["phase", "run"] = "phase"
-    """The reference is the student at the start of the phase, or of the run."""
-
-
-class Jsd(Section):
-    """Generalised Jensen-Shannon divergence of teacher and student, per token (Eq. 4 and 5)."""
-
-    kind: Literal["jsd"] = "jsd"
-    weight: NotNegative = 1.0
-    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The teacher's share of the mixture."""
-    temperature: Positive = 1.0
-    on: Literal["labels", "responses"] = "responses"
-
-
-class SkewKl(Section):
-    """Skewed KL divergence of teacher P and student Q, per token (DistiLLM, arXiv 2402.03898)."""
-
-    kind: Literal["skew_kl"] = "skew_kl"
-    weight: NotNegative = 1.0
-    direction: Literal["forward", "reverse"] = "forward"
-    """forward: KL(P || alpha P + (1 - alpha) Q); reverse: KL(Q || (1 - alpha) P + alpha Q)."""
-    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """0: the plain KL, forward as in classic distillation, reverse as in MiniLLM."""
-    temperature: Positive = 1.0
-    on: Literal["labels", "responses"] = "responses"
-
-
-class Nll(Section):
-    """Negative log-likelihood: supervised fine-tuning, on labels or on responses."""
-
-    kind: Literal["nll"] = "nll"
-    weight: NotNegative = 1.0
-    on: Literal["labels", "responses"] = "labels"
-    keep: Literal["all", "correct"] = "all"
-    """Which responses: all, or those whose accuracy reward is 1 (rejection sampling)."""
-
-
-Term = Annotated[Grpo | Jsd | SkewKl | Nll, Field(discriminator="kind")]
-"""One summand of the objective."""
-
-
 class Optimiser(Section):
     """AdamW and the size of its steps."""
 
@@ -363,7 +201,7 @@ class Method(Section):
     optimiser: Optimiser = Optimiser()
 
 
-# ---------------------------------------------------------------------------- checks and running
+# --------------------------------------------------------------------------- whole and measured
 
 
 class Validation(Section):
@@ -397,59 +235,6 @@ class Evaluation(Section):
     """null: that of ``method.responses``."""
     by: tuple[str, ...] = ()
     """Fields of the questions, beside their kind, to make tables by."""
-
-
-class Runtime(Section):
-    """How and where it runs: recorded, bounded by tests, never part of a fingerprint."""
-
-    device: str = "auto"
-    """auto (cuda where there is one, else cpu), cpu, cuda, cuda:0 ..."""
-    teacher_device: str = Field(default="same", pattern=r"^(same|cpu|offload|cuda(:[0-9]+)?)$")
-    """Where a teacher computes: on the same device; cpu; cuda:1, say; or offload: on the same
-    device, its layers kept in the host's memory and brought over when they run."""
-    engine: Literal["single", "fsdp2", "deepspeed"] = "single"
-    """What trains: one process; or those that torchrun started, weights, gradients and moments
-    spread over them by torch's fully_shard (docs/training_engines.md). deepspeed: not yet."""
-    activation_offload: bool = False
-    """What a layer keeps for its backward pass waits in the host's memory; layers are run again
-    (`gradient_checkpointing`), so that this is their inputs alone."""
-    jobs: Count = 1
-    """Independent stages at the same time, each in a process of its own."""
-    threads: Count | None = None
-    """CPU threads of each stage; null: torch's choice."""
-    micro_batch_questions: Count = 1
-    """Questions in one forward and backward pass."""
-    micro_batch_responses: Count | None = None
-    """A question with more distinct responses than this is split over passes; null: never."""
-    group_forward: Literal["auto", "attention", "mask", "repeat"] = "auto"
-    """How the responses to a question share its prompt and image. attention and mask: one row for
-    all of them; repeat: a row for each. auto: what suits the model. Checked on the first batch."""
-    generation_batch: Count = 64
-    """Responses generated (or questions answered) at a time."""
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """flash_attention_2: package flash-attn, a CUDA device and bf16."""
-    checkpoint_every: Count = 200
-    """Optimiser steps between checkpoints."""
-    gradient_checkpointing: Literal["auto", True, False] = "auto"
-    """Recompute activations in the backward pass; auto: on a CUDA device."""
-    images_checked: Count | None = 20_000
-    """Images decoded before the work: all where a data set has no more, else those of so many
-    questions spread over it, and the others when their turn comes. null: always all."""
-    workers: Whole = 2
-    """Threads that read and encode coming questions; 0: done when they are needed."""
-    feature_cache_gb: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """Host memory (GB) for the features of pictures that frozen vision towers make: the teacher's,
-    and the student's where `freeze` names it. auto: 4 where questions come again; 0: none, and
-    each answer to a prompt encodes its picture anew."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Who reads metrics.jsonl along, where installed."""
-    server: ServerAddress | None = None
-    """Where a judge with model: server is, and what answers with engine: server."""
-    vllm: Vllm | None = None
-    """Where vLLM is, for engine: vllm."""
-    engine_check: bool = True
-    """Before vLLM or a server answers, compare a sample of it with transformers: loads the model
-    here. false, where it has no room: what is served is taken on trust, and the record says so."""
 
 
 class Recipe(Section):

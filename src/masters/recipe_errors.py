@@ -22,6 +22,11 @@ def unknown_key(key: str, legal: list[str]) -> PydanticCustomError:
     return PydanticCustomError("unknown_key", "{key}", {"key": key, "legal": legal})
 
 
+def wrong(at: Location, said: str) -> PydanticCustomError:
+    """The error for what is wrong at a place below the section that is checked."""
+    return PydanticCustomError("said", "{said}", {"at": at, "said": said})
+
+
 def dotted(location: Sequence[str | int]) -> str:
     """``method.phases[0].mask``."""
     text = ""

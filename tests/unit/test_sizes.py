@@ -270,8 +270,9 @@ def test_the_table_of_a_plan(tmp_path: Path) -> None:
 
 def test_plans_without_sizes_import_no_torch() -> None:
     code = (
-        "import sys\nfrom masters.cli import _plan\nfrom masters.plan_view import plan_tree\n"
-        "plan_tree(_plan('masters', 'tiny', [], None))\nassert 'torch' not in sys.modules\n"
+        "import sys, masters.cli\nfrom masters.cli_options import planned\n"
+        "from masters.plan_view import plan_tree\nplan_tree(planned('masters', 'tiny', [], None))\n"
+        "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
 

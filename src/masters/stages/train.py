@@ -20,7 +20,7 @@ from masters.generation.engine import TransformersEngine
 from masters.models.feature_cache import FeatureCache
 from masters.models.load import DTYPES
 from masters.recipe import Grpo, Jsd, Nll, SkewKl
-from masters.recipe_checks import compared_by
+from masters.recipe_needs import compared_by
 from masters.rewards.verifiers import verify
 from masters.specs import TrainSpec, ValidationSpec
 from masters.stages.engines import open_engine
