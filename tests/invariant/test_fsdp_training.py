@@ -84,6 +84,7 @@ class Asked:
     offload: bool = False
     poison: bool = False
     spread: bool = True
+    deepspeed: bool = False
 
 
 class KilledError(Exception):
@@ -94,6 +95,10 @@ def trainer_of(asked: Asked) -> Trainer:
     tiny, other = load_tiny(asked.folders[0]), load_tiny(asked.folders[1])
     groups = make_groups(tiny, other)
     engine: Engine = Fsdp2(torch.device("cpu")) if asked.spread else Single()
+    if asked.deepspeed:
+        from masters.training.deepspeed_engine import Deepspeed
+
+        engine = Deepspeed(torch.device("cpu"))
     student = Student(tiny.model, precision=asked.precision, offload=asked.offload).train()
     groups = [scored(student, group, tiny.ids.pad) for group in groups]
     if asked.poison:
