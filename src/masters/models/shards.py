@@ -65,6 +65,11 @@ def plain_copy(
         for name, buffer in model.named_buffers():  # some are in no checkpoint
             owner, _, key = name.rpartition(".")
             setattr(copy.get_submodule(owner), key, buffer.to(device))
+        first: dict[int, str] = {}  # to_empty parts what is tied
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            owner, _, key = name.rpartition(".")
+            if (other := first.setdefault(id(parameter), name)) != name:
+                setattr(copy.get_submodule(owner), key, copy.get_parameter(other))
         copy.generation_config = model.generation_config
         copy.name_or_path = model.name_or_path
     names = {} if copy is None else dict(copy.named_parameters(remove_duplicate=False))

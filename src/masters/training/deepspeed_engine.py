@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +61,10 @@ def deepspeed_library(device: torch.device) -> Any:
             f"failed ({error}). DS_BUILD_OPS=0 pip install 'masters[deepspeed]', or set "
             "runtime.engine=fsdp2"
         ) from error
+    for handler in logging.getLogger("DeepSpeed").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # standard output is for answers
+    warnings.filterwarnings("ignore", message="`torch.distributed.[a-z_]*` is deprecated")
     # It would be compiled for minutes, and no reduction here asks for it.
     library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return library
@@ -150,6 +157,7 @@ class Deepspeed:
         """See `Engine`."""
         save_sharded_checkpoint(folder, *self._by_rows(optimiser), position)
 
+    @torch.no_grad()
     def load(
         self, folder: Path, model: Student, optimiser: torch.optim.Optimizer
     ) -> Position | None:
@@ -159,7 +167,9 @@ class Deepspeed:
         laid_out, moments = self._by_rows(optimiser)
         position = load_sharded_checkpoint(folder, laid_out, moments)
         for mine, rows in self._trained(laid_out):
-            self._local.safe_set_local_fp32_param(mine, _own_numbers(mine, rows))
+            own = _own_numbers(mine, rows)
+            self._local.safe_set_local_fp32_param(mine, own)  # what Adam changes
+            mine.ds_tensor.copy_(own)  # what layers are brought together of
         self._take_moments(optimiser, laid_out, moments)
         return position
 
