@@ -101,9 +101,7 @@ def watched(rank: int, asked: Asked) -> dict[str, Any]:
     return {"most": max(most), "all": sum(p.ds_numel for p in parameters), "views": len(views)}
 
 
-def test_layers_are_brought_together_one_by_one(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_layers_are_brought_together_one_by_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
     asked = Asked(folders=folders, out=tmp_path / "stage", steps=2, deepspeed=True)
     for rank in on_two_ranks(watched, tmp_path, asked):
         assert rank["views"] == 0

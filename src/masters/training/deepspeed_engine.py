@@ -183,7 +183,7 @@ class Deepspeed:
     def _together(self, parameter: torch.Tensor) -> Any:
         return _Together(self._library, parameter)
 
-    def _trained(self, laid_out: nn.Module) -> Iterator[tuple[nn.Parameter, DTensor]]:
+    def _trained(self, laid_out: nn.Module) -> Iterator[tuple[Any, DTensor]]:
         """Each trained weight as DeepSpeed has it, and by rows."""
         pairs = zip(self._engine.module.parameters(), laid_out.parameters(), strict=True)
         for mine, rows in pairs:
@@ -199,9 +199,7 @@ class Deepspeed:
         """
         self._engine.empty_partition_cache()
         numbers: dict[int, nn.Parameter] = {}
-        pairs = list(
-            zip(self._engine.module.parameters(), self._outline.parameters(), strict=True)
-        )
+        pairs = list(zip(self._engine.module.parameters(), self._outline.parameters(), strict=True))
         for mine, hollow in pairs:
             numbers[id(hollow)] = hollow
             if mine.requires_grad:
@@ -222,9 +220,7 @@ class Deepspeed:
 
     def _cut(self, whole: torch.Tensor) -> DTensor:
         """This rank's rows of it, on the host."""
-        cut = distribute_tensor(
-            whole.detach().cpu(), self._rows, [Shard(0)], src_data_rank=None
-        )
+        cut = distribute_tensor(whole.detach().cpu(), self._rows, [Shard(0)], src_data_rank=None)
         return DTensor.from_local(
             cut.to_local().clone(), self._rows, [Shard(0)], run_check=False,
             shape=whole.shape, stride=whole.stride(),
