@@ -18,7 +18,7 @@ MAKE_VENV = test -n "$(PYTHON)" || { echo "error: there is no Python 3.11 or lat
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu lint types contracts recipes clean
+.PHONY: help venv demo test test-slow test-deepspeed test-gpu lint types contracts recipes clean
 
 help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,10 @@ test: $(VENV)/.installed-dev ## The test suite, without what takes minutes.
 
 test-slow: $(VENV)/.installed-dev ## Every kill, every model family, two processes.
 	$(PYTEST) -m slow
+
+test-deepspeed: $(VENV)/.installed-dev ## Two processes of DeepSpeed, which is installed into .venv for it.
+	DS_BUILD_OPS=0 $(PIP) -e '.[dev,deepspeed]'
+	$(PYTEST) -m slow -n 0 -k deepspeed tests/invariant tests/end_to_end
 
 test-gpu: ## On a CUDA device, within ten minutes; GPU_PYTHON is a Python that has torch for it.
 	PYTHONPATH=src HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \

@@ -327,6 +327,6 @@ def join(runtimes: Sequence[Runtime]) -> Crew | None:
     if any(runtime.engine == "single" for runtime in runtimes):
         raise MastersError(
             f"{ranks} processes were started (this is rank {rank}), but runtime.engine is single; "
-            "set runtime.engine=fsdp2 to train with all of them, or start one"
+            "set runtime.engine=fsdp2 (or deepspeed) to train with all of them, or start one"
         )
     return Crew(runtimes[0])

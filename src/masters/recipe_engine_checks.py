@@ -34,27 +34,23 @@ def trainable_by_engine(recipe: Recipe) -> None:
         )
     if runtime.engine == "single":
         return
-    if runtime.engine == "deepspeed":
-        raise wrong(
-            ("runtime", "engine"), "is 'deepspeed', which is not there yet; expected 'fsdp2'"
-        )
     if any(model.lora for model in models):
         raise wrong(
             ("runtime", "engine"),
-            "is 'fsdp2', which trains whole weights or some parts of them, no low-rank adapters; "
-            "expected lora: null, or 'single'",
+            f"is {runtime.engine!r}, which trains whole weights or some parts of them, no low-rank "
+            "adapters; expected lora: null, or 'single'",
         )
     if recipe.method.optimiser.moments != "fp32":
         raise wrong(
             ("runtime", "engine"),
-            "is 'fsdp2', which keeps Adam's moments in float32; expected moments: fp32, or "
-            "'single'",
+            f"is {runtime.engine!r}, which keeps Adam's moments in float32; expected moments: "
+            "fp32, or 'single'",
         )
     if runtime.teacher_device not in ("same", "offload"):
         raise wrong(
             ("runtime", "teacher_device"),
-            f"is {runtime.teacher_device!r} with engine fsdp2, which spreads the teacher over the "
-            "ranks' own devices; expected 'same' or 'offload'",
+            f"is {runtime.teacher_device!r} with engine {runtime.engine}, which spreads the "
+            "teacher over the ranks' own devices; expected 'same' or 'offload'",
         )
 
 

@@ -21,7 +21,8 @@ class Runtime(Section):
     device, its layers kept in the host's memory and brought over when they run."""
     engine: Literal["single", "fsdp2", "deepspeed"] = "single"
     """What trains: one process; or those that torchrun started, weights, gradients and moments
-    spread over them by torch's fully_shard (docs/training_engines.md). deepspeed: not yet."""
+    spread over them by torch's fully_shard, or by DeepSpeed ZeRO-3 (package deepspeed);
+    docs/training_engines.md."""
     activation_offload: bool = False
     """What a layer keeps for its backward pass waits in the host's memory; layers are run again
     (`gradient_checkpointing`), so that this is their inputs alone."""

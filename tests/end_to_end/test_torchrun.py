@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +35,7 @@ WORDS = ("masters", "--profile", "tiny", "--until", STAGE)
 SPREAD = (*SMALL, "runtime.engine=fsdp2")
 #: Loaded machines take their time to start two interpreters.
 PATIENCE = 300
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
 
 
 def without_train(whole: Path, to: Path) -> Path:
@@ -72,9 +74,37 @@ def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_two_ranks_killed_then_one_process_goes_on(whole: Path, tmp_path: Path) -> None:
     expected = folders(whole)[STAGE]
-    stage = without_train(whole, tmp_path / "run")
+    stage = killed(whole, tmp_path / "run", SPREAD)
+    succeeds("run", *WORDS, "--out", str(tmp_path / "run"), sets=SMALL)
+    check_same(stage, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="the extra deepspeed; make test-deepspeed")
+def test_two_ranks_of_deepspeed_killed_then_two_go_on(whole: Path, tmp_path: Path) -> None:
+    sets = (*SMALL, "runtime.engine=deepspeed")
+    stage = killed(whole, tmp_path / "run", sets)
+    done = subprocess.run(
+        torchrun(tmp_path / "run", sets), env=environment(), capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_same(stage, folders(whole)[STAGE])
+
+
+@pytest.mark.skipif(HAS_DEEPSPEED, reason="deepspeed is installed")
+def test_deepspeed_that_is_not_installed_is_said_before_anything_is_run(tmp_path: Path) -> None:
+    out, sets = ("--out", str(tmp_path)), (*SMALL, "runtime.engine=deepspeed")
+    said = fails("run", "masters", "--profile", "tiny", *out, sets=sets)
+    assert "DS_BUILD_OPS=0 pip install 'masters[deepspeed]'" in said
+    assert not (tmp_path / "stages").exists()
+
+
+def killed(whole: Path, out: Path, sets: Sequence[str]) -> Path:
+    """The folder of the stage that both ranks were training when SIGKILL ended them."""
+    stage = without_train(whole, out)
     run = subprocess.Popen(
-        torchrun(tmp_path / "run"), env=environment(), start_new_session=True, text=True,
+        torchrun(out, sets), env=environment(), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     wait_for(stage / "checkpoints" / "step-00000002" / "shards", run)
@@ -82,8 +112,7 @@ def test_two_ranks_killed_then_one_process_goes_on(whole: Path, tmp_path: Path) 
         os.kill(process, signal.SIGKILL)
     run.communicate()
     assert not (stage / "record.json").exists()
-    succeeds("run", *WORDS, "--out", str(tmp_path / "run"), sets=SMALL)
-    check_same(stage, expected)
+    return stage
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -196,7 +225,6 @@ def test_a_rank_left_alone_says_so(whole: Path, tmp_path: Path, dead: int) -> No
 def test_engines_that_cannot_are_refused(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path))
     words = ("masters", "--profile", "tiny", *out)
-    assert "not there yet" in fails("run", *words, sets=(*SMALL, "runtime.engine=deepspeed"))
     lora = (*SPREAD, "models.student.lora={rank: 4}")
     assert "no low-rank adapters" in fails("run", *words, sets=lora)
     moments = (*SPREAD, "method.optimiser.moments=8bit")

@@ -76,6 +76,7 @@ class Asked:
     Args:
         fail: raised by the progress bar at this step, as a kill would end it.
         steps: see ``Uneven``.
+        change: of the student's model as it was loaded.
     """
 
     folders: tuple[Path, Path]
@@ -86,6 +87,8 @@ class Asked:
     offload: bool = False
     poison: bool = False
     spread: bool = True
+    deepspeed: bool = False
+    change: Callable[[Any], None] | None = None
 
 
 class KilledError(Exception):
@@ -94,8 +97,16 @@ class KilledError(Exception):
 
 def trainer_of(asked: Asked) -> Trainer:
     tiny, other = load_tiny(asked.folders[0]), load_tiny(asked.folders[1])
+    if asked.change is not None:
+        asked.change(tiny.model)
     groups = make_groups(tiny, other)
-    engine: Engine = Fsdp2(torch.device("cpu")) if asked.spread else Single()
+    engine: Engine = Single()
+    if asked.spread and not asked.deepspeed:
+        engine = Fsdp2(torch.device("cpu"))
+    if asked.deepspeed:
+        from masters.training.deepspeed_engine import Deepspeed
+
+        engine = Deepspeed(torch.device("cpu"))
     student = Student(tiny.model, precision=asked.precision, offload=asked.offload).train()
     groups = [scored(student, group, tiny.ids.pad) for group in groups]
     if asked.poison:
@@ -315,6 +326,35 @@ def test_what_single_cannot_read_is_said(folders: tuple[Path, Path], tmp_path: P
     with pytest.raises(StageError, match="which no checkpoint needs"):
         trainer_of(replace(asked, spread=False)).run()
     assert not _Runs.ran
+
+
+def tied_without_eyes(vlm: Any) -> None:
+    """Its head is its embedding, and its vision tower rests."""
+    for config in (vlm.config, vlm.config.text_config):
+        config.tie_word_embeddings = True
+    vlm.get_output_embeddings().weight = vlm.get_input_embeddings().weight
+    vlm.model.visual.requires_grad_(False)
+
+
+def check_same_model(found: Path, expected: Path) -> None:
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert (weight - theirs[name]).abs().max() < WEIGHTS_APART, name
+
+
+def test_tied_weights_stay_tied(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """In the copies that are validated and saved, too."""
+    asked = Asked(folders=folders, out=tmp_path / "spread", steps=3, change=tied_without_eyes)
+    with one_rank():
+        trained(0, asked)
+    alone = replace(asked, out=tmp_path / "alone", spread=False)
+    trainer_of(alone).run()
+    check_same_model(asked.out, alone.out)
+    ours, theirs = ((a.out / "validation.jsonl").read_text() for a in (asked, alone))
+    assert json.loads(ours.splitlines()[-1]) == pytest.approx(
+        json.loads(theirs.splitlines()[-1]), rel=1e-5
+    )
 
 
 class _Runs:

@@ -156,9 +156,8 @@ def _other_cluster(jobs: Jobs, name: str) -> Change | None:
     base = jobs.cluster
     sharded = _with(jobs, (("runtime.engine", "fsdp2"),))
     if sharded is not None and isinstance(jobs.drafts[name].spec, TrainSpec):
-        sets = () if jobs.recipe.runtime.engine == "fsdp2" else (
-            "runtime.engine=fsdp2",
-        )  # fmt: skip
+        spread = jobs.recipe.runtime.engine != "single"
+        sets = () if spread else ("runtime.engine=fsdp2",)
         count = 2 if base.gpus == 1 else 2 * base.gpus
         while base.device == "cuda" and count <= _MOST_GPUS:
             per_node = base.gpus_per_node

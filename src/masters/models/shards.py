@@ -6,6 +6,8 @@ A weight is cut along its first axis, as `fully_shard` cuts it: rank r of R has 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,9 +36,20 @@ def own_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return tensor.to_local(), min(tensor.device_mesh.get_local_rank() * rows, size)
 
 
+@contextmanager
+def brought_together(parameter: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The parameter, whole; all ranks enter this at the same time."""
+    yield parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
 @torch.no_grad()
 def plain_copy(
-    model: Any, *, dtype: torch.dtype, device: torch.device | str, here: bool = True
+    model: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    here: bool = True,
+    together: Callable[[torch.Tensor], AbstractContextManager[torch.Tensor]] = brought_together,
 ) -> Any:
     """The same model with every weight whole, brought together one by one; all ranks call this.
 
@@ -45,18 +58,24 @@ def plain_copy(
         dtype: of the copy's weights.
         device: where the copy lies.
         here: False on ranks that only give; they get None.
+        together: gives a weight whole, where another than `fully_shard` has cut it.
     """
     copy = meta_model(model.config).to(dtype).to_empty(device=device) if here else None
     if copy is not None:
         for name, buffer in model.named_buffers():  # some are in no checkpoint
             owner, _, key = name.rpartition(".")
             setattr(copy.get_submodule(owner), key, buffer.to(device))
+        first: dict[int, str] = {}  # to_empty parts what is tied
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            owner, _, key = name.rpartition(".")
+            if (other := first.setdefault(id(parameter), name)) != name:
+                setattr(copy.get_submodule(owner), key, copy.get_parameter(other))
         copy.generation_config = model.generation_config
         copy.name_or_path = model.name_or_path
     names = {} if copy is None else dict(copy.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if copy is not None:
-            names[name].copy_(whole)
-        del whole
+        with together(parameter) as whole:
+            if copy is not None:
+                names[name].copy_(whole)
+            del whole
     return None if copy is None else copy.eval()

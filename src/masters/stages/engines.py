@@ -26,4 +26,9 @@ def open_engine(runtime: Runtime) -> Engine:
         alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         backend = backend_for(device.type)
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=PATIENCE)
-    return Fsdp2(device, offload_teacher=runtime.teacher_device == "offload")
+    offload = runtime.teacher_device == "offload"
+    if runtime.engine == "deepspeed":
+        from masters.training.deepspeed_engine import Deepspeed
+
+        return Deepspeed(device, offload_teacher=offload)
+    return Fsdp2(device, offload_teacher=offload)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,16 @@ def check_servers(asking: Iterable[tuple[str, StageSpec, Runtime]], verdicts: Pa
 
 
 def check_engines(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
-    """Looks whether the engines are there that these stages, given by name, will let answer.
+    """Looks whether the engines are there that will answer, or train, in these stages, by name.
 
     Raises:
-        StageError: a server does not serve a model by its name, or vLLM is not where it should be.
+        StageError: a server does not serve a model by its name, vLLM is not where it should be, or
+            DeepSpeed is not installed.
     """
     seen: set[tuple[str, str]] = set()
     for name, spec, runtime in asking:
+        if isinstance(spec, TrainSpec) and runtime.engine == "deepspeed":
+            _check_deepspeed(name)
         if not isinstance(spec, GenerateSpec) or spec.engine == "transformers":
             continue
         later = f"{name} will need it. What comes before can be done without it: --until STAGE"
@@ -129,6 +133,15 @@ def check_engines(asking: Iterable[tuple[str, StageSpec, Runtime]]) -> None:
                 open_server(runtime, served.model, does="answers").check()
             except ServerError as error:
                 raise StageError(f"{error}. {later}") from error
+
+
+def _check_deepspeed(stage: str) -> None:
+    if find_spec("deepspeed") is None:
+        raise StageError(
+            f"runtime.engine is deepspeed, which is not installed here; {stage} needs it: "
+            "DS_BUILD_OPS=0 pip install 'masters[deepspeed]', or set runtime.engine=fsdp2. What "
+            "comes before can be done without it: --until STAGE"
+        )
 
 
 def _check_vllm(python: str, later: str) -> None:

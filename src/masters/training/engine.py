@@ -1,6 +1,7 @@
 """Where trained weights lie while the loop runs: in one process, or spread over several.
 
-The loop talks to an `Engine` alone. `Single` is the default; `training.fsdp` has the other.
+The loop talks to an `Engine` alone. `Single` is the default; `training.fsdp` and
+`training.deepspeed_engine` have the others.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from masters.training.checkpoints import (
     Position,
     load_checkpoint,
     save_checkpoint,
 )
+from masters.training.optimiser import OptimiserSettings, make_optimiser
 from masters.training.sharded_checkpoints import load_optimiser, load_sharded_checkpoint, newest
+from masters.training.step import apply_gradient
 from masters.training.student import Student
 
 
@@ -30,6 +34,16 @@ class Engine(Protocol):
 
     def prepare_teacher(self, model: Any) -> Any:
         """A frozen teacher, ready for forward passes of its trunk."""
+        ...
+
+    def optimise(
+        self, student: Student, settings: OptimiserSettings
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """(what to call in the student's place, an optimiser of what is trained)."""
+        ...
+
+    def apply(self, student: Student, optimiser: torch.optim.Optimizer, clip: float) -> float:
+        """See `step.apply_gradient`."""
         ...
 
     def whole(self, student: Student) -> AbstractContextManager[Any]:
@@ -61,7 +75,21 @@ class Engine(Protocol):
         ...
 
 
-class Single:
+class OwnOptimiser:
+    """An engine whose student is called itself and whose optimiser is torch's (or of 8 bits)."""
+
+    def optimise(
+        self, student: Student, settings: OptimiserSettings
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """See `Engine`."""
+        return student, make_optimiser(student, settings)
+
+    def apply(self, student: Student, optimiser: torch.optim.Optimizer, clip: float) -> float:
+        """See `Engine`."""
+        return apply_gradient(student, optimiser, clip)
+
+
+class Single(OwnOptimiser):
     """One process holds everything."""
 
     def prepare_student(self, student: Student) -> Student:

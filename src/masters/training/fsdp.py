@@ -26,6 +26,7 @@ from masters import ranks
 from masters.models.offload import blocks_of
 from masters.models.shards import plain_copy
 from masters.training.checkpoints import Position
+from masters.training.engine import OwnOptimiser
 from masters.training.sharded_checkpoints import (
     load_optimiser,
     load_sharded_checkpoint,
@@ -35,7 +36,7 @@ from masters.training.sharded_checkpoints import (
 from masters.training.student import Student
 
 
-class Fsdp2:
+class Fsdp2(OwnOptimiser):
     """`Engine` over the ranks of the running process group (one is enough).
 
     Args:

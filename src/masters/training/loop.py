@@ -25,8 +25,8 @@ from masters.training.feed import Curriculum, Feed, Prepared, open_feed
 from masters.training.group_forward import Form, first_use, make_ready, write_verdicts
 from masters.training.groups import Group
 from masters.training.objective import StepSums
-from masters.training.optimiser import OptimiserSettings, learning_rate, make_optimiser
-from masters.training.step import StepSettings, accumulate, apply_gradient
+from masters.training.optimiser import OptimiserSettings, learning_rate
+from masters.training.step import StepSettings, accumulate
 from masters.training.stored_signal import StoredSignal
 from masters.training.student import Student
 from masters.training.trackers import Tracker
@@ -110,7 +110,7 @@ class Trainer:
         self.features = features or {}
         self.seconds_waiting = 0.0
         self.forms: dict[str, Form] = {}
-        self.optimiser = make_optimiser(student, optimiser)
+        self.root, self.optimiser = self.engine.optimise(student, optimiser)
         self.best: float | None = None
 
     def carry_optimiser(self, file: Path) -> None:
@@ -211,7 +211,7 @@ class Trainer:
                 model, groups, self.group_forward, teacher=name == "teacher", pad=self.ids.pad,
                 precision=self.student.precision, vocabulary=self.step.vocabulary,
                 limit=self.step.micro_batch_responses,
-                root=self.student if name == "student" else None,
+                root=self.root if name == "student" else None,
             )
             for name, model in models.items()
         }  # fmt: skip
@@ -247,7 +247,7 @@ class Trainer:
         try:
             with doing(f"training on step {i + 1}"):
                 accumulate(
-                    self.student,
+                    self.root,
                     prepared.signal or self.teacher,
                     groups,
                     ids=self.ids,
@@ -256,7 +256,7 @@ class Trainer:
                     sums=sums,
                 )
             with doing(f"updating the weights in step {i + 1}"):
-                return apply_gradient(self.student, self.optimiser, self.step.clip_norm)
+                return self.engine.apply(self.student, self.optimiser, self.step.clip_norm)
         except NonFiniteLossError as error:
             # Nothing of this step was applied: what came before it is worth keeping.
             self.optimiser.zero_grad(set_to_none=True)
