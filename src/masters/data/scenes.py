@@ -155,7 +155,8 @@ class SceneQuestions:
         image: int = 48,
     ) -> None:
         self._kinds = KINDS if kinds is None else tuple(kinds)
-        self._count, self._seed, self._wording, self._side = count, seed, wording, image
+        self._count, self._seed, self._side = count, seed, image
+        self._wording: Wording = wording
         self._check()
 
     def _check(self) -> None:

@@ -121,8 +121,9 @@ def rule_for(question: Question) -> Rule:
     """The rule that "auto" stands for: the first that fits the question.
 
     "choice" with choices; "content" where labels are worded in several ways, also where this one
-    is the bare answer: every valid wording is right, for all questions alike; "numeric" where the label is a number (in digits or words); "normalised" otherwise. A year is a
-    number too: name "normalised" for data where 5 % is too kind.
+    is the bare answer: every valid wording is right, for all questions alike; "numeric" where the
+    label is a number (in digits or words); "normalised" otherwise. A year is a number too: name
+    "normalised" for data where 5 % is too kind.
     """
     if question.choices:
         return "choice"
