@@ -103,7 +103,7 @@ def by_ratio(teacher: Path, student: Path, recipe: Recipe) -> list[dict[str, flo
 
 def main() -> None:
     """Measures, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("teacher", type=Path)
     parser.add_argument("student", type=Path)
     parser.add_argument("profile")

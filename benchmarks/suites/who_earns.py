@@ -138,7 +138,7 @@ def within(rows: list[dict[str, Any]], key: str) -> tuple[float, int]:
 
 def main() -> None:
     """Measures, prints, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stage", type=Path)
     parser.add_argument("profile")
     parser.add_argument("--json", type=Path)

@@ -32,9 +32,24 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            "ablate", "architecture", "benchmarks", "calibrate", "data", "decisions", "engines",
-            "evaluation", "families", "gpu", "judge", "judging", "masks", "methods", "scaling",
-            "serving", "training_engines", "verifiers",
+            "ablate",
+            "architecture",
+            "benchmarks",
+            "calibrate",
+            "data",
+            "decisions",
+            "engines",
+            "evaluation",
+            "families",
+            "gpu",
+            "judge",
+            "judging",
+            "masks",
+            "methods",
+            "scaling",
+            "serving",
+            "training_engines",
+            "verifiers",
         )  # fmt: skip
     ),
 )
