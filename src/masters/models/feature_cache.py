@@ -27,6 +27,7 @@ from torch import nn
 from masters.models.devices import to_device
 from masters.models.encode import EncodedPrompt
 from masters.models.families import FAMILIES, Family, family_of
+from masters.models.shards import is_sharded
 
 #: Name of the model input that says which prompts' pictures a batch shows, in its order.
 PICTURES = "masters_pictures"
@@ -94,6 +95,8 @@ def cacheable(model: Any) -> tuple[Level | None, str]:
     if model.config.model_type not in FAMILIES:
         return None, f"model type '{model.config.model_type}' is none whose features are known"
     family = family_of(model)
+    if any(is_sharded(parameter) for parameter in model.get_submodule(family.vision).parameters()):
+        return None, "its vision tower is spread over ranks, all of which must run it as often"
     trained = {_place(family, n) for n, p in model.named_parameters() if p.requires_grad}
     if "vision" in trained:
         return None, "its vision tower is trained"
