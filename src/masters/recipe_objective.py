@@ -69,10 +69,7 @@ class Grpo(Section):
     """epsilon; never acts with one update per batch."""
     on: Literal["responses"] = "responses"
     students_only: bool = False
-    """Only the student's own responses carry the policy term; advantages still pool both. The same
-    as ``teacher_weight: 0``."""
-    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Weight of the policy term on the teacher's responses."""
+    """Only the student's own responses carry the policy term; advantages still pool both."""
     min_std: NotNegative = 0.0
     """Advantages are (R - mean) / max(std, min_std); 0: the paper's."""
     reference: Literal["phase", "run"] = "phase"

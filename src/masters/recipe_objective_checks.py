@@ -38,12 +38,6 @@ def terms_fed(method: Method) -> None:
                 "is grpo without a reward; expected method.rewards.accuracy or "
                 "method.rewards.distillation",
             )
-        if term.kind == "grpo" and term.students_only and term.teacher_weight not in (0, 1):
-            raise wrong(
-                (*at, "teacher_weight"),
-                f"is {term.teacher_weight:g} with students_only, which means 0; expected one of "
-                "the two",
-            )
         if term.kind == "nll" and term.keep == "correct" and term.on == "labels":
             raise wrong(
                 (*at, "keep"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from masters.ablation.verdict import Finding
-from masters.ablation.views import interval_text, percent, seeds_text, tuned_text
+from masters.ablation.views import gain_text, interval_text, percent, seeds_text, tuned_text
 from masters.evaluation.readings import Row
 
 MARK = "<!-- written by masters ablate: change the suite, not this page -->"
@@ -130,8 +130,8 @@ def _notes(one: Finding, suite: Row) -> list[str]:
 def _arms(one: Finding, suite: Row, runs: Mapping[str, Sequence[Row]]) -> list[str]:
     tuned = suite["tune"] is not None
     headings = [
-        "arm", "accuracy (%)", "95 % interval", *(["tuned"] if tuned else []), "validation (%)",
-        "steps", "questions", "response tokens", "seconds",
+        "arm", "accuracy (%)", "95 % interval", "over start", *(["tuned"] if tuned else []),
+        "validation (%)", "steps", "questions", "response tokens", "seconds",
     ]  # fmt: skip
     rows = []
     for arm, of_arm in runs.items():
@@ -139,8 +139,8 @@ def _arms(one: Finding, suite: Row, runs: Mapping[str, Sequence[Row]]) -> list[s
         checks = [run["validation"] for run in of_arm if run["validation"] is not None]
         rows.append(
             [
-                arm, mean, bounds, *([tuned_text(one.data, arm, suite)] if tuned else []),
-                percent(checks)[0],
+                arm, mean, bounds, gain_text(of_arm),
+                *([tuned_text(one.data, arm, suite)] if tuned else []), percent(checks)[0],
                 *(_range([run[key] for run in of_arm]) for key in ("steps", "questions")),
                 *(f"{fmean(run[key] for run in of_arm):,.0f}" for key in ("tokens", "seconds")),
             ]

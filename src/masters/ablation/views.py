@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean
 
 from rich.table import Table
 
@@ -67,10 +66,9 @@ def arms_table(results: Row) -> Table:
         for arm in results["arms"]:
             runs = [r for r in results["runs"] if (r["data"], r["arm"]) == (data, arm)]
             mean, bounds = percent([run["accuracy"] for run in runs])
-            gains = [run["accuracy"] - run["start"] for run in runs]
-            gain = f"{100 * fmean(gains):+.1f}" if gains else "-"
             count = f"{len(runs)} of {len(results['seeds'])}"
-            table.add_row(data, arm, mean, bounds, gain, count, tuned_text(data, arm, results))
+            tuned = tuned_text(data, arm, results)
+            table.add_row(data, arm, mean, bounds, gain_text(runs), count, tuned)
     return table
 
 
@@ -80,6 +78,14 @@ def percent(shares: Sequence[float]) -> tuple[str, str]:
         return "-", "-"
     mean, low, high = t_interval([100 * share for share in shares])
     return f"{mean:.1f}", "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
+def gain_text(runs: Sequence[Row]) -> str:
+    """What runs gain over the untouched student, in points, with its t interval over seeds."""
+    if not runs:
+        return "-"
+    mean, low, high = t_interval([100 * (run["accuracy"] - run["start"]) for run in runs])
+    return f"{mean:+.1f}" + ("" if math.isnan(low) else f" ({low:.1f} to {high:.1f})")
 
 
 def tuned_text(data: str, arm: str, results: Row) -> str:

@@ -178,7 +178,7 @@ def _term(term: Grpo | Jsd | SkewKl | Nll) -> Term:
                 weight=term.weight,
                 kl=term.kl,
                 clip=term.clip,
-                teacher_weight=0.0 if term.students_only else term.teacher_weight,
+                students_only=term.students_only,
                 min_std=term.min_std,
             )
         case Jsd():

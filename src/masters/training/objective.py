@@ -27,14 +27,14 @@ On = Literal["labels", "responses"]
 class GrpoTerm:
     """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference.
 
-    ``teacher_weight`` multiplies the advantages of the teacher's responses; ``min_std``: see
+    ``students_only`` leaves the teacher's responses out of the policy term; ``min_std``: see
     `group_advantages`.
     """
 
     weight: float = 1.0
     kl: float = 0.1
     clip: float = 0.2
-    teacher_weight: float = 1.0
+    students_only: bool = False
     min_std: float = 0.0
 
 
@@ -219,9 +219,8 @@ def _term_loss(
             part = parts["responses"]
             logp_M = logp_N[part.index_M]
             advantage_M = part.advantage_M
-            if term.teacher_weight != 1:
-                weaker_M = advantage_M * term.teacher_weight
-                advantage_M = torch.where(part.from_teacher_M, weaker_M, advantage_M)
+            if term.students_only:
+                advantage_M = advantage_M.masked_fill(part.from_teacher_M, 0.0)
             policy = policy_term(logp_M, advantage_M, clip=term.clip)
             gain = (part.weight_M * policy).sum()
             kl = logp_N.new_zeros(())
