@@ -183,8 +183,10 @@ def check_engine(
     try:
         for ratio, sample in samples.items():
             teacher.set_ratio(ratio)
-            compare = _by_logprobs if sample.greedy is None else _by_text
-            finding = compare(spec, context, opened, prompts, sampling, sample)
+            if sample.greedy is None:
+                finding = _by_logprobs(spec, context, opened, prompts, sample)
+            else:
+                finding = _by_text(spec, context, opened, prompts, sampling, sample)
             notes.note(sample.name, ratio, finding)
             if not finding.same:
                 raise StageError(
@@ -228,7 +230,6 @@ def _by_logprobs(
     context: StageContext,
     opened: OpenedModel,
     prompts: Prompts,
-    sampling: Sampling,
     sample: Sample,
 ) -> Finding:
     own = [[c for c in drawn if c.logprobs] for drawn in sample.drawn]
