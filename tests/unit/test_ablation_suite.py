@@ -19,6 +19,7 @@ from masters.specs import TrainSpec
 
 SUITES = Path(__file__).parents[1] / "suites"
 SMALL = SUITES / "small.yaml"
+EVIDENCE = Path(__file__).parents[2] / "benchmarks" / "suites"
 
 
 def written(folder: Path, change: dict[str, Any]) -> Path:
@@ -202,3 +203,14 @@ def test_where_results_go_and_the_command_beside_them(tmp_path: Path) -> None:
     assert command_of(inside) == "masters ablate benchmarks/suites/a.yaml"
     outside = tmp_path / "a.yaml"
     assert results_folder(outside, Path("out")) == Path("out/results")
+
+
+@pytest.mark.parametrize("name", ["scenes", "scenes_parts", "easy_vqa"])
+def test_the_suites_behind_the_results_can_be_run(name: str, tmp_path: Path) -> None:
+    suite = load_suite(EVIDENCE / f"{name}.yaml")
+    arms = Arms(suite, tmp_path)
+    for data in suite.data:
+        for arm in suite.arms:
+            assert arms.recipe(data, arm).data.test is not None
+    if name != "easy_vqa":  # its pictures are not in the repository
+        check_budgets(arms)
