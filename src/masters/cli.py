@@ -35,7 +35,7 @@ from masters.recipe import load_recipe
 from masters.stages_cli import evaluate, generate, judge, mask, score, signal, train
 
 _INTERRUPTED = 130
-DEMO = ("sft", "distill", "masters")
+DEMO = ("sft", "distill", "masters", "masters_light")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from masters.specs import TrainSpec
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDERS = ("masters_ladder", "masters_ladder_no_mask")
 RECIPES = ("sft", "distill", "distill_responses", "mask_progressive", "masters_no_mask", "masters")
-OTHERS = ("rejection_sampling", "kd", "distillm", "distillm_masters")
+OTHERS = ("rejection_sampling", "kd", "distillm", "distillm_masters", "masters_light")
 REAL_PROFILES = ("one_gpu", "one_gpu_24gb", "one_gpu_80gb", "node", "cluster")
 REAL = """
 models: {student: {path: org/student}, teachers: [{name: teacher, path: org/teacher}]}
