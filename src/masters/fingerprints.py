@@ -34,7 +34,7 @@ _MODEL_TEXTS = (
     "special_tokens_map.json",
 )
 _NOT_CONTENT = frozenset({"name", "side"})
-_LATER = frozenset({"judge", "served", "min_std", "masking", "temperatures", "earned_by"})
+_LATER = frozenset({"judge", "served", "masking", "temperatures", "earned_by"})
 """Keys that came after the first stages were written: where they have their default they are left
 out, and those stages keep their fingerprints."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")

@@ -70,8 +70,6 @@ class Grpo(Section):
     on: Literal["responses"] = "responses"
     students_only: bool = False
     """Only the student's own responses carry the policy term; advantages still pool both."""
-    min_std: NotNegative = 0.0
-    """Advantages are (R - mean) / max(std, min_std); 0: the paper's."""
     reference: Literal["phase", "run"] = "phase"
     """The reference is the student at the start of the phase, or of the run."""
 

@@ -49,12 +49,6 @@ def test_by_hand(students_only: bool) -> None:
     assert found == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_floor_reaches_the_loss() -> None:
-    """max(0.577, 2) = 2: A = 1/3, -1/6 twice."""
-    expected = [-1 / 18, -1 / 18, 1 / 18, 1 / 18]
-    assert slopes(GrpoTerm(min_std=2.0)) == pytest.approx(expected, abs=1e-7)
-
-
 def test_what_is_easy_and_wrong_earns_nothing() -> None:
     """D = 0.2 (right), 0.1, 0.3 (wrong): R_distill = 0.5, 1, 0.
 
@@ -71,13 +65,12 @@ def test_what_is_easy_and_wrong_earns_nothing() -> None:
 
 def test_what_the_keys_become() -> None:
     assert _term(Grpo()) == GrpoTerm()
-    assert _term(Grpo(students_only=True, min_std=0.1)) == GrpoTerm(students_only=True, min_std=0.1)
+    assert _term(Grpo(students_only=True)) == GrpoTerm(students_only=True)
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("method.objective.0.min_std=-1", "min_std"),
         (
             "method.rewards={accuracy: null, distillation: {earned_by: right}}",
             "nothing says what is right",

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 
-def group_advantages(
-    reward_G: torch.Tensor, *, min_spread: float = 1e-6, min_std: float = 0.0
-) -> torch.Tensor:
-    """A_j = (R_j - mean R) / max(std R, min_std) over one question's group, sources together.
+def group_advantages(reward_G: torch.Tensor, *, min_spread: float = 1e-6) -> torch.Tensor:
+    """A_j = (R_j - mean R) / std R over one question's group, both sources together.
 
     Args:
         reward_G: [G], G >= 2.
         min_spread: a sample standard deviation (n - 1) below this gives A = 0: no signal.
-        min_std: rewards that differ little are not divided by less than this; 0: the paper's.
 
     Returns:
         [G], detached; sums to 0; every |A_j| <= (G - 1) / sqrt(G).
@@ -24,4 +21,4 @@ def group_advantages(
     spread = reward_G.std(correction=1)
     if spread < min_spread:
         return torch.zeros_like(reward_G)
-    return (reward_G - reward_G.mean()) / spread.clamp_min(min_std)
+    return (reward_G - reward_G.mean()) / spread

@@ -179,7 +179,6 @@ def _term(term: Grpo | Jsd | SkewKl | Nll) -> Term:
                 kl=term.kl,
                 clip=term.clip,
                 students_only=term.students_only,
-                min_std=term.min_std,
             )
         case Jsd():
             return JsdTerm(weight=term.weight, on=term.on)

@@ -27,15 +27,13 @@ On = Literal["labels", "responses"]
 class GrpoTerm:
     """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference.
 
-    ``students_only`` leaves the teacher's responses out of the policy term; ``min_std``: see
-    `group_advantages`.
+    ``students_only`` leaves the teacher's responses out of the policy term.
     """
 
     weight: float = 1.0
     kl: float = 0.1
     clip: float = 0.2
     students_only: bool = False
-    min_std: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +182,7 @@ def micro_batch_loss(
     if needs(terms, "responses"):
         advantages = None
         if grpo is not None:
-            advantages = _advantages(rows, jsd_N.detach(), rewards, grpo.min_std, sums)
+            advantages = _advantages(rows, jsd_N.detach(), rewards, sums)
         parts["responses"] = _expand(rows, advantages, questions, labels=False)
     if grpo is None and any(isinstance(term, NllTerm) and term.correct for term in terms):
         _log_verdicts(rows, sums)
@@ -280,7 +278,7 @@ def _expand(
 
 
 def _advantages(
-    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, min_std: float, sums: StepSums
+    rows: Rows, jsd_N: torch.Tensor, rewards: RewardSettings, sums: StepSums
 ) -> list[torch.Tensor]:
     """Advantages [G] of each group from its rewards, in the order of its responses."""
     divergence_U = [jsd_N[start:stop].double().mean() for start, stop in rows.spans]
@@ -301,7 +299,7 @@ def _advantages(
         if rewards.accuracy:
             reward_G += torch.tensor(accuracy, dtype=torch.float64)
             _log_rewards(sums, "accuracy", group.responses, chosen, accuracy)
-        advantage_G = group_advantages(reward_G, min_std=min_std)
+        advantage_G = group_advantages(reward_G)
         sums.silent_groups += int(not advantage_G.any())
         advantages.append(advantage_G)
     return advantages
