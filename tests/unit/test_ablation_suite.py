@@ -205,7 +205,7 @@ def test_where_results_go_and_the_command_beside_them(tmp_path: Path) -> None:
     assert results_folder(outside, Path("out")) == Path("out/results")
 
 
-@pytest.mark.parametrize("name", ["scenes", "scenes_parts", "easy_vqa"])
+@pytest.mark.parametrize("name", ["scenes", "scenes_parts", "scenes_fresh", "easy_vqa"])
 def test_the_suites_behind_the_results_can_be_run(name: str, tmp_path: Path) -> None:
     suite = load_suite(EVIDENCE / f"{name}.yaml")
     arms = Arms(suite, tmp_path)
