@@ -211,6 +211,6 @@ def test_the_suites_behind_the_results_can_be_run(name: str, tmp_path: Path) -> 
     arms = Arms(suite, tmp_path)
     for data in suite.data:
         for arm in suite.arms:
-            assert arms.recipe(data, arm).data.test is not None
+            arms.recipe(data, arm)
     if name != "easy_vqa":  # its pictures are not in the repository
         check_budgets(arms)
