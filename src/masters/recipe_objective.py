@@ -69,7 +69,8 @@ class Grpo(Section):
     """epsilon; never acts with one update per batch."""
     on: Literal["responses"] = "responses"
     students_only: bool = False
-    """Only the student's own responses carry the policy term; advantages still pool both."""
+    """Only the student's own responses carry the policy term; advantages still pool both, and the
+    KL stays on both."""
     reference: Literal["phase", "run"] = "phase"
     """The reference is the student at the start of the phase, or of the run."""
 

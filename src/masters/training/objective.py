@@ -27,7 +27,7 @@ On = Literal["labels", "responses"]
 class GrpoTerm:
     """L_GRPO of Eq. 8: policy term with group advantages, plus ``kl`` times k3 to the reference.
 
-    ``students_only`` leaves the teacher's responses out of the policy term.
+    ``students_only`` leaves the teacher's responses out of the policy term, not out of the KL.
     """
 
     weight: float = 1.0
