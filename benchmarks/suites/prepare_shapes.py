@@ -32,7 +32,6 @@ TRAIN, TEST = 20_000, 2_000
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 PLACES = tuple((row, column) for row in range(3) for column in range(3))
 Place = tuple[int, int]
-Cells = dict[Place, NDArray[np.uint8]]
 Grid = dict[Place, tuple[str, str]]
 
 
@@ -76,49 +75,51 @@ def _places(words: list[str], grid: Grid) -> set[Place]:
     return {(row + down, column + right) for row, column in inner} & set(PLACES)
 
 
+class Cell:
+    """A cell's pixels, uint8 [10, 10, 3], and what they show."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels, self.shown = pixels, read_cell(pixels)
+
+
+Cells = dict[Place, Cell]
+
+
+def grid_of(cells: Cells) -> Grid:
+    """What a picture of these cells shows."""
+    return {at: cell.shown for at, cell in cells.items() if cell.shown is not None}
+
+
 class Official:
-    """One official split: its rows and the cells of their pictures, what they show beside them."""
+    """One official split: its rows with the cells of their pictures."""
 
     def __init__(self, folder: Path, split: str) -> None:
         lines = (folder / f"{split}.jsonl").read_text("utf-8").splitlines()
-        self.rows: list[dict[str, str]] = [json.loads(line) for line in lines]
-        self.pictures = [_cells(folder / row["image"]) for row in self.rows]
-        self.pool = [(cell, read_cell(cell)) for cells in self.pictures for cell in cells.values()]
+        rows: list[dict[str, str]] = [json.loads(line) for line in lines]
+        self.rows = [(row, _cells(folder / row["image"])) for row in rows]
+        self._pool = [cell for _, cells in self.rows for cell in cells.values()]
 
     def agreeing(self) -> int:
         """How many official answers are those computed from the picture."""
-        answers = [holds(row["question"], _grid(cells)) for row, cells in self.both()]
         return sum(
-            answer == (row["answer"] == "yes")
-            for answer, row in zip(answers, self.rows, strict=True)
+            holds(row["question"], grid_of(cells)) == (row["answer"] == "yes")
+            for row, cells in self.rows
         )
-
-    def both(self) -> list[tuple[dict[str, str], Cells]]:
-        """Rows with their cells."""
-        return list(zip(self.rows, self.pictures, strict=True))
 
     def lay_out(self, question: str, wanted: bool, draw: random.Random) -> Cells:
         """Nine cells of this split about which the question has the wanted answer."""
         while True:
-            nine = draw.sample(self.pool, 9)
-            grid = {
-                at: shown for at, (_, shown) in zip(PLACES, nine, strict=True) if shown is not None
-            }
-            if holds(question, grid) == wanted:
-                return {at: cell for at, (cell, _) in zip(PLACES, nine, strict=True)}
+            cells = dict(zip(PLACES, draw.sample(self._pool, 9), strict=True))
+            if holds(question, grid_of(cells)) == wanted:
+                return cells
 
 
 def _cells(path: Path) -> Cells:
     pixels = np.array(Image.open(path).convert("RGB"))
     return {
-        (row, column): pixels[10 * row : 10 * row + 10, 10 * column : 10 * column + 10]
+        (row, column): Cell(pixels[10 * row : 10 * row + 10, 10 * column : 10 * column + 10])
         for row, column in PLACES
     }
-
-
-def _grid(cells: Cells) -> Grid:
-    read = {at: read_cell(cell) for at, cell in cells.items()}
-    return {at: shown for at, shown in read.items() if shown is not None}
 
 
 class Writer:
@@ -131,8 +132,10 @@ class Writer:
     def add(self, cells: Cells, question: str, answer: str, kind: str) -> None:
         """Adds a row, and writes its picture."""
         image = f"images/{self._name}-{len(self.lines)}.png"
-        rows = [np.concatenate([cells[row, column] for column in range(3)], 1) for row in range(3)]
-        picture = Image.fromarray(255 - np.concatenate(rows))
+        pixels = np.block(
+            [[[cells[row, column].pixels] for column in range(3)] for row in range(3)]
+        )
+        picture = Image.fromarray(255 - pixels)
         picture.resize((48, 48), Image.Resampling.NEAREST).save(self._folder / image)
         row = {"id": image[7:-4], "image": image, "question": question, "answer": answer}
         self.lines.append(json.dumps({**row, "choices": ["yes", "no"], "kind": kind}) + "\n")
@@ -161,11 +164,11 @@ def main() -> None:
     print(f"{agree:,} of {rows:,} official answers are those computed from the picture")
     if agree < 0.998 * rows:
         raise SystemExit("too few: the cells are not read right, nothing is written")
-    told = {(row["question"], row["answer"]) for row in asked_of.rows}
+    told = {(row["question"], row["answer"]) for row, _ in asked_of.rows}
     questions = sorted(q for q, answer in told if answer == "yes" and (q, "no") in told)
     train, test = Writer(asked.target, "train"), Writer(asked.target, "test")
     train.lay_out(learnt, questions, TRAIN, seed=1)
-    for row, cells in asked_of.both():
+    for row, cells in asked_of.rows:
         if row["question"] in questions:
             test.add(cells, row["question"], row["answer"], "official")
     official = len(test.lines)
